@@ -23,6 +23,7 @@ from llmshearing.config.source import check_source
 from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
 from llmshearing.config.tokenizer import check_rows, check_same_tokenizer, open_tokenizer
+from llmshearing.config.vain import tell_vain_settings
 from llmshearing.utils.checks import is_number
 
 __all__ = ['check_run', 'prepare_run']
@@ -84,6 +85,7 @@ def check_run(config: dict[str, Any]) -> None:
             f'{section_names(config.get("model"), "name")}.'
         )
     check_config(config)
+    tell_vain_settings(config)
     check_stored_teacher(config)
     check_names(config)
     if config['train_loader']['name'] == 'dynamic_text':

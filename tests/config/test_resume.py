@@ -31,6 +31,24 @@ def test_a_good_configuration_passes(config):
     check_resume({**config, 'fsdp_config': {'state_dict_type': 'sharded'}})
 
 
+def test_a_load_path_that_is_not_read_is_told(config, tmp_path, caplog):
+    save = tmp_path / 'save'
+    for path in (save / 'ba4-rank0.pt', tmp_path / 'first.pt'):
+        torch.save({'state': {}}, path)
+    config = {**config, 'load_path': str(tmp_path / 'first.pt')}
+    check_resume(config)
+    os.symlink('ba4-rank0.pt', save / 'latest-rank0.pt')
+    check_resume({**config, 'load_path': str(save / 'ba4-rank{rank}.pt')})
+    check_resume({**config, 'autoresume': False})
+    assert not caplog.records
+    check_resume(config)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f'load_path: {tmp_path}/first.pt is not read, as autoresume goes on from {save}/ba4-rank0.pt. To begin with '
+        'it, choose another save_folder.'
+    )
+
+
 @pytest.mark.parametrize('file', ['', 'model.safetensors'])
 def test_a_model_is_no_checkpoint(config, tmp_path, file):
     """A folder was told to be a sharded checkpoint, its weights to be damaged."""
