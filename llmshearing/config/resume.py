@@ -35,6 +35,11 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
+    if config.get('autoresume') and config.get('save_weights_only'):
+        raise ValueError(
+            'autoresume: true goes on from whole checkpoints, and save_weights_only: true writes none: a stopped run '
+            'would begin anew with its last weights. Set one of them to false.'
+        )
     latest = _latest(config)
     if latest is not None and not config.get('load_path'):
         _check_link(latest, config)

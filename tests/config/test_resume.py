@@ -31,6 +31,14 @@ def test_a_good_configuration_passes(config):
     check_resume({**config, 'fsdp_config': {'state_dict_type': 'sharded'}})
 
 
+def test_what_is_saved_can_be_gone_on_from(config):
+    """A run that was stopped trained its last weights from batch 0 again, and nothing was said."""
+    with pytest.raises(ValueError, match='autoresume: true goes on from whole .* Set one of them to false'):
+        check_resume({**config, 'save_weights_only': True})
+    for changes in ({'autoresume': False}, {'save_weights_only': False}):
+        check_resume({**config, 'save_weights_only': True, **changes})
+
+
 def test_a_load_path_that_is_not_read_is_told(config, tmp_path, caplog):
     save = tmp_path / 'save'
     for path in (save / 'ba4-rank0.pt', tmp_path / 'first.pt'):
