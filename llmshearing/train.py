@@ -112,7 +112,10 @@ def _checked_overrides(path: str, overrides: list[str]) -> list[str]:
 
     if not os.path.isfile(path):
         raise ValueError(f'{path}: there is no such YAML file.')
-    content = OmegaConf.load(path)
+    try:
+        content = OmegaConf.load(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: {error}; save it as UTF-8.') from error
     if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
         raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')
     known = content.get('variables')

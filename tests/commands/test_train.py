@@ -16,6 +16,7 @@ WHOLE = '\n'.join(f'{key}: {{}}' for key in train.REQUIRED) + '\nalgorithms: {ta
     [
         (None, [], 'there is no such YAML file'),
         ('', [], 'missing global_train_batch_size, model, tokenizer'),
+        (b'# d\xe9j\xe0 vu', [], "can't decode byte 0xe9 in position 3: invalid continuation byte; save it as UTF-8."),
         ('hello', [], 'missing global_train_batch_size, model, tokenizer'),
         ('- 1', [], 'expected keys and values at the top level'),
         ('1: 2', [], 'every key as text'),
@@ -31,7 +32,10 @@ WHOLE = '\n'.join(f'{key}: {{}}' for key in train.REQUIRED) + '\nalgorithms: {ta
 )
 def test_one_sentence(tmp_path, capsys, content, overrides, message):
     path = tmp_path / 'run.yaml'
-    path.mkdir() if content is None else path.write_text(content)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert train.main([str(path), *overrides]) == 1
     error = capsys.readouterr().err
     assert message in error and str(path) in error and 'Traceback' not in error
