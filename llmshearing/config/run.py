@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.config.chosen_weights import check_chosen_weights
 from llmshearing.config.data import check_data
 from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, pruning_name, section_names
@@ -99,6 +100,8 @@ def check_run(config: dict[str, Any]) -> None:
             check_rows(tokenizer, config['tokenizer']['name'], config['model'], source.vocab_size)
         check_data(config, tokenizer)
     if source is not None:
+        if not config['model'].get('peft_config'):  # which renames weights
+            check_chosen_weights(config['optimizer'], source)
         check_fits(config, source)
     if pruning is not None:
         assert source is not None  # sheared_causal_lm has one
