@@ -8,15 +8,18 @@ is imported and turns an error in the configuration into one message instead of 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from importlib.machinery import all_suffixes
 from typing import Any
 
 from llmshearing.compat.composer import had_begun
 from llmshearing.config.process import prepare_process
 from llmshearing.utils.files import NO_ROOM
+from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import did_you_mean
 
 __all__ = ['main']
@@ -36,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        _check_document(argv[0], argv[1:])
-        train_from_yaml(argv[0], argv[1:]).close()
+        train_from_yaml(argv[0], _checked_overrides(argv[0], argv[1:])).close()
     except (Exception, CheckpointException) as error:  # the second is no Exception
         problem = _explain(error)
         if problem is None or os.environ.get('LLMSHEARING_TRACEBACK'):
@@ -69,14 +71,16 @@ def _explain(error: BaseException) -> str | None:
         )
     own = (ValueError, OSError, ImportError, FloatingPointError)
     own += (BaseContextualError, OmegaConfBaseException, yaml.YAMLError)
+    is_about_the_file = isinstance(error, (OmegaConfBaseException, yaml.YAMLError))
+    place = None if is_about_the_file else _foreign_place(error)
     if isinstance(error, own):
-        return str(error)
-    place = _foreign_place(error)
+        return f'{place}: {error}' if place else str(error)
     if place is None:
         return None
+    reasons = '; '.join(f'{type(one).__name__}: {one}' for one in (error, error.__cause__) if one is not None)
     return (
-        f'{place} failed before the first batch ({type(error).__name__}: {error}). It is not a part of ours: look at '
-        'the settings that it is given, and whether what they name can be reached.'
+        f'{place} failed before the first batch ({reasons}). It is not a part of ours: look at the settings that it is '
+        'given, and whether what they name can be reached.'
     )
 
 
@@ -93,19 +97,25 @@ def _foreign_place(error: BaseException) -> str | None:
     Our checks come first, so what is left are settings of parts that we do not know.
     """
     names = [frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [name for name in names if name.startswith('llmshearing.') and not name.endswith('.train')]
-    return None if had_begun(error) or ours else names[-1]
+    names = [name for name in names if name not in ('llmshearing.train', '__main__')]
+    is_ours = any(name.startswith('llmshearing.') for name in names)
+    return None if had_begun(error) or is_ours or not names else names[-1]
 
 
-def _check_document(path: str, overrides: list[str]) -> None:
-    """Checks what llm-foundry takes for granted of a file.
+def _checked_overrides(path: str, overrides: list[str]) -> list[str]:
+    """Checks what llm-foundry takes for granted of a file, and returns what to tell it beside the file.
 
     It holds keys and values, keys are text, those which are read first are there, and the command line puts nothing
     else in the place of a section and names no variable that is not there.
     """
     from omegaconf import DictConfig, OmegaConf
 
-    content = OmegaConf.load(path)
+    if not os.path.isfile(path):
+        raise ValueError(f'{path}: there is no such YAML file.')
+    try:
+        content = OmegaConf.load(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: {error}; save it as UTF-8.') from error
     if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
         raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')
     known = content.get('variables')
@@ -118,6 +128,21 @@ def _check_document(path: str, overrides: list[str]) -> None:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f'{path}: missing {", ".join(missing)}.')
+    if 'code_paths' not in content:
+        return overrides
+    return [*overrides, f'code_paths={json.dumps(_code_files(OmegaConf.to_container(content, resolve=True)))}']
+
+
+def _code_files(content: Any) -> list[str]:
+    """The files under ``code_paths``, which llm-foundry imports before it hands the configuration to our checks."""
+    paths = content['code_paths'] or []
+    if not isinstance(paths, list) or not all(isinstance(one, str) for one in paths):
+        raise ValueError(f'code_paths: expected a list of Python files, got {paths!r}.')
+    files = [expand_path('code_paths', one) for one in paths]
+    for file in files:
+        if not os.path.isfile(file) or os.path.splitext(file)[1] not in all_suffixes():
+            raise ValueError(f'code_paths: expected Python files, and {file} is none.')
+    return files
 
 
 def _check_variable(override: str, known: Any, path: str) -> None:

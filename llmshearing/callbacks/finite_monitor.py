@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmshearing.compat.composer import checkpoint_savers, unwrapped
+from llmshearing.data.dynamic_text import DynamicTextLoader
 
 __all__ = ['FiniteMonitor']
 
@@ -86,10 +87,11 @@ class FiniteMonitor(Callback):
             if saved
             else 'no checkpoint was saved since this start. Start again'
         )
+        is_mixed = isinstance(state.train_dataloader, DynamicTextLoader)
+        data = ' (train_loader.dataset.restart_on_new_data: true)' if is_mixed else ''
         return (
             f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; '
-            f'{last} with a lower optimizer.lr, a higher precision, or other data '
-            '(train_loader.dataset.restart_on_new_data: true).'
+            f'{last} with a lower optimizer.lr, a higher precision, or other data{data}.'
         )
 
 

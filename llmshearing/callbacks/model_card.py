@@ -50,7 +50,10 @@ class ModelCard(Callback):
     def init(self, state: State, logger: Logger) -> None:
         savers = [callback for callback in state.callbacks if isinstance(callback, HuggingFaceCheckpointer)]
         if not savers:
-            raise ValueError('model_card adds to the folders of hf_checkpointer; add that callback or remove this one.')
+            raise ValueError(
+                'model_card adds to the folders of hf_checkpointer; add that callback, or remove this one. For pruning '
+                'remove it: export_pruned writes a card itself.'
+            )
         config = unwrapped(state).model.config
         shape_of(config)
         self.source = source = self.source or config.name_or_path or None

@@ -36,7 +36,6 @@ FROM_SOURCE = 'start a new run from the source, in another save_folder'  # where
 # Settings that a checkpoint decides, by dotted place, and the way to have them otherwise.
 FROM_CHECKPOINT = {
     'seed': f'the random state goes on; {NEW_RUN}',
-    'optimizer.name': f"the other optimizer's state was loaded; {NEW_RUN}",
     'model.pretrained_model_name_or_path': 'the weights are those of the checkpoint; start a new run in another '
     'save_folder',
     'algorithms.targeted_pruning.scores': 'units were scored before the first batch; start anew in another save_folder',
@@ -46,6 +45,9 @@ FROM_CHECKPOINT = {
     'lagrangian follows the new one; start anew in another save_folder',
     'train_loader.dataset.proportions': f'the mixture goes on from its weights; {NEW_RUN}',
 }
+# Settings that a run takes from its YAML at a price.
+AS_CONFIGURED = {'optimizer.name': ', whose moments do not fit: they begin anew'}
+LOADER = 'train_loader.name'
 
 
 class ResumeSettings(CallbackWithConfig):
@@ -61,7 +63,7 @@ class ResumeSettings(CallbackWithConfig):
     """
 
     def __init__(self, train_config: dict[str, Any]) -> None:
-        self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
+        self._own = {place: _setting(train_config, place) for place in (*FROM_CHECKPOINT, *AS_CONFIGURED, LOADER)}
         self._prunes = pruning_name(train_config) is not None
         self._saved: dict[str, Any] = {}
         self._schedule: dict[str, Any] = {}
@@ -99,11 +101,12 @@ class ResumeSettings(CallbackWithConfig):
                     _set(group, key, own[key], schedule)
         for scheduler in state.schedulers:
             scheduler.base_lrs = [own['lr'] for own in self._groups]
-        kept = {
-            place: (was, self._own[place]) for place, was in self._saved.items() if was != self._own.get(place, was)
-        }
+        differing = {place: (was, self._own[place]) for place, was in self._saved.items() if was != self._own[place]}
+        kept = {place: both for place, both in differing.items() if place in FROM_CHECKPOINT}
+        changed |= {place: both for place, both in differing.items() if place in AS_CONFIGURED}
         for place, (was, now) in changed.items():
-            log.warning('Resumed with %s: %s as configured now; the checkpoint had %s.', place, now, was)
+            price = AS_CONFIGURED.get(place, '')
+            log.warning('Resumed with %s: %s as configured now; the checkpoint had %s%s.', place, now, was, price)
         for place, (was, now) in kept.items():
             way = FROM_CHECKPOINT[place]
             way = way.replace(NEW_RUN, FROM_SOURCE) if self._prunes else way
@@ -159,8 +162,14 @@ class ResumeSettings(CallbackWithConfig):
         saved = json.loads(state.get('settings', '{}'))
         if PRUNES in saved:  # one on this machine was refused before it was loaded
             check_stage(self._checkpoint or 'load_path', saved[PRUNES], self._prunes)
+        loader, own = saved.get(LOADER), self._own[LOADER]
+        if loader not in (None, own):
+            raise ValueError(
+                f'train_loader.name: {own} cannot go on where the {loader} of the checkpoint was in its data. Set it '
+                f'back, or {FROM_SOURCE if self._prunes else NEW_RUN}.'
+            )
         self._saved_schedule = saved.get(SCHEDULE, {})
-        self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
+        self._saved = {place: value for place, value in saved.items() if place in self._own}
 
 
 def _checkpoint_of(config: dict[str, Any]) -> Path | None:

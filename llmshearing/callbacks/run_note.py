@@ -18,7 +18,7 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.compat.composer import unwrapped
+from llmshearing.compat.composer import checkpoint_savers, unwrapped
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_tokens
 from llmshearing.data.streams import stream_folder
@@ -106,6 +106,7 @@ def run_note(state: State, facts: dict[str, Any], began: float, due: int | None)
         'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'settings': _settings(state),
         'exported': _exported(state, began),
+        'saves': bool(checkpoint_savers(state)),
         'references': _references(state),
         **facts,
         'pruning': None if pruning is None else _masks(pruning, state),

@@ -109,6 +109,7 @@ def find_weights(folder: Path) -> list[Path]:
         files = [folder / file for file in sorted(set(check_safetensors_index(folder / name).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
+            refuse_lookalikes(str(folder), folder)
             raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
     return files
 
@@ -120,7 +121,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         ValueError: If there are no weights, a file cannot be read, or two hold one tensor with different values.
     """
     for pattern in POINTED_TO:
-        for path in sorted(folder.glob(pattern)):
+        for path in filter(Path.is_file, sorted(folder.glob(pattern))):
             refuse_pointer(path)
     stored: dict[str, StoredTensor] = {}
     held_by: dict[str, Path] = {}

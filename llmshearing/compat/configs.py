@@ -49,6 +49,8 @@ OF_A_FORWARD_PASS = {
     'return_dict': True,
     'torchscript': False,
 }
+# The attention of whoever saved the config, which transformers 4 would look for on any machine.
+OF_A_MACHINE = ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')
 # Keys of the first configs of a type that vLLM and llama.cpp read, and which of transformers' numbers each of them is.
 SAME_NUMBERS = {
     'lfm2': {
@@ -67,7 +69,7 @@ ONE_WINDOW = ('mistral', 'phi3', 'starcoder2')  # for all layers, or none; kinds
 
 
 def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json in the words of the installed transformers, without :data:`OF_A_FORWARD_PASS`.
+    """A config.json in the words of the installed transformers, without what is for one call or one machine.
 
     Args:
         stored (Mapping[str, Any]): What the file holds; not changed.
@@ -77,10 +79,11 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
             key.
     """
     content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
-    content = {key: value for key, value in content.items() if key not in OF_A_FORWARD_PASS}
+    content = {key: value for key, value in content.items() if key not in (*OF_A_FORWARD_PASS, *OF_A_MACHINE)}
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalise_config(content['text_config'])
     _check_dtype(content)
+    _rename_activation(content)
     rename_rotary(content)
     refuse_contradictions(content)
     check_rotary(content)
@@ -135,6 +138,7 @@ def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
     model_type = content.get('model_type', '')
     if model_type in ONE_WINDOW:
         content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
+    _rename_activation(content)
     older = dict(content)
     for convert in (_convert_dtype, convert_rotary, _convert_layer_types, _convert_experts):
         attempt = copy.deepcopy(older)
@@ -152,6 +156,12 @@ def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
         older_kinds = OLDER_KINDS[model_type]
         content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
     return content
+
+
+def _rename_activation(content: dict[str, Any]) -> None:
+    """``gelu`` of the first Gemmas, by which the tanh approximation is meant; transformers 5 knows, 4.51 does not."""
+    if content.get('model_type') == 'gemma' and content.get('hidden_act') == 'gelu':
+        content['hidden_act'] = 'gelu_pytorch_tanh'
 
 
 def _check_dtype(content: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from llmshearing.compat.versions import TRANSFORMERS_5, needs_newer
 from llmshearing.utils.suggestions import did_you_mean
 
 __all__ = [
+    'BASE_KEYS',
     'FULL',
     'SHARE_KEYS',
     'SLIDING',

@@ -101,11 +101,6 @@ def _tell_what_is_lost(settings: Mapping[str, Any], config: Mapping[str, Any]) -
 
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses checkpoints that a pruning run could not go on from, or be exported from."""
-    if 'mono_checkpoint_saver' in (config.get('callbacks') or {}):
-        raise ValueError(
-            'callbacks.mono_checkpoint_saver needs FSDP1, under which nothing can be pruned; remove it and set '
-            'save_folder and fsdp_config.state_dict_type: full.'
-        )
     if 'hf_checkpointer' in (config.get('callbacks') or {}):
         raise ValueError(
             'callbacks.hf_checkpointer writes the uncut model, under a name that looks like the result; for pruning '

@@ -89,7 +89,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('callbacks.*.max_shard_bytes', COUNT),
     ('callbacks.run_timeout.timeout', POSITIVE),
     ('callbacks.generate_callback.temperature', POSITIVE),
-    ('callbacks.generate_callback.max_*', COUNT),
+    ('callbacks.generate_callback.max_*', Range(1, 2**16)),  # tokens one after the other: a slip takes days
     ('callbacks.generate_callback.top_p', Range(0, 1, above=True)),
     # Sharding and profiling.
     ('fsdp_config.*degree', Range(-1, zero=False)),

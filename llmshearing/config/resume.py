@@ -7,6 +7,7 @@ word.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ['check_fits', 'check_resume', 'check_stage', 'leaves_masks_out', 'resume_source']
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = 'state/model'  # in a checkpoint
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
@@ -32,6 +35,11 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
+    if config.get('autoresume') and config.get('save_weights_only'):
+        raise ValueError(
+            'autoresume: true goes on from whole checkpoints, and save_weights_only: true writes none: a stopped run '
+            'would begin anew with its last weights. Set one of them to false.'
+        )
     latest = _latest(config)
     if latest is not None and not config.get('load_path'):
         _check_link(latest, config)
@@ -39,6 +47,12 @@ def check_resume(config: Mapping[str, Any]) -> None:
     path = config.get('load_path')
     if source is None and path is not None and '://' not in path and '{' not in path:
         raise ValueError(f'load_path: there is no {path}; name a checkpoint that is there, or leave it out to begin.')
+    if resumes and path is not None and source != Path(path.replace('{rank}', '0')).resolve():
+        log.warning(
+            'load_path: %s is not read, as autoresume goes on from %s. To begin with it, choose another save_folder.',
+            path,
+            source,
+        )
     if source is not None:
         _check_kind(source, config)
         weights_only = not resumes and bool(config.get('load_weights_only'))

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.config.chosen_weights import check_chosen_weights
 from llmshearing.config.data import check_data
 from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, pruning_name, section_names
@@ -23,6 +24,7 @@ from llmshearing.config.source import check_source
 from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
 from llmshearing.config.tokenizer import check_rows, check_same_tokenizer, open_tokenizer
+from llmshearing.config.vain import tell_vain_settings
 from llmshearing.utils.checks import is_number
 
 __all__ = ['check_run', 'prepare_run']
@@ -84,6 +86,7 @@ def check_run(config: dict[str, Any]) -> None:
             f'{section_names(config.get("model"), "name")}.'
         )
     check_config(config)
+    tell_vain_settings(config)
     check_stored_teacher(config)
     check_names(config)
     if config['train_loader']['name'] == 'dynamic_text':
@@ -97,6 +100,8 @@ def check_run(config: dict[str, Any]) -> None:
             check_rows(tokenizer, config['tokenizer']['name'], config['model'], source.vocab_size)
         check_data(config, tokenizer)
     if source is not None:
+        if not config['model'].get('peft_config'):  # which renames weights
+            check_chosen_weights(config['optimizer'], source)
         check_fits(config, source)
     if pruning is not None:
         assert source is not None  # sheared_causal_lm has one

@@ -39,7 +39,16 @@ def check_sharding(config: Mapping[str, Any]) -> None:
         _check_settings(fsdp)
         _check_version(pruning_name(config) is not None)
         _tell_sums_of_gradients(ranks)
+    if 'mono_checkpoint_saver' in (config.get('callbacks') or {}) and not (fsdp and _version() == '1'):
+        raise ValueError(
+            'callbacks.mono_checkpoint_saver needs FSDP1, and fails at its first checkpoint without; remove it and set '
+            'save_folder and, with fsdp_config, fsdp_config.state_dict_type: full.'
+        )
     _check_init_device(config['model'], bool(fsdp))
+
+
+def _version() -> str:
+    return os.environ.get('FSDP_VERSION', '2')
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -61,7 +70,7 @@ def _check_version(is_pruning: bool) -> None:
     reasons = [] if torch.cuda.is_available() else ['FSDP1 cannot start on CPU']
     if is_pruning:
         reasons.append('pruning is built for FSDP2 (FSDP1 flattens the parameters that masks cut)')
-    version = os.environ.get('FSDP_VERSION', '2')
+    version = _version()
     if version != '2' and reasons:
         raise ValueError(
             f'fsdp_config with FSDP_VERSION={version}: {", and ".join(reasons)}; unset FSDP_VERSION or set it to 2.'

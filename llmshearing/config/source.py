@@ -45,6 +45,12 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
     if model['name'] == 'sheared_causal_lm':
         from llmshearing.models.families import family_of
 
+        adapter = next((key for key in ('peft_config', 'pretrained_lora_id_or_path') if model.get(key)), None)
+        if adapter is not None:
+            raise ValueError(
+                f'model.{adapter}: an adapter (LoRA) is not cut with its model; remove it here, and tune what is '
+                'exported, with model.name: hf_causal_lm.'
+            )
         family_of(source)  # refuses other model types, whose configs may have no such shape
     _check_weights(model, source)
     if model['name'] != 'sheared_causal_lm':

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ['content_of', 'role_of']
+__all__ = ['content_of', 'role_of', 'turns_of_columns']
 
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bing': 'assistant', 'bard': 'assistant'}
 
@@ -34,6 +34,15 @@ def content_of(turn: Mapping[str, Any]) -> str | None:
     if isinstance(content, str) or (content is None and turn.get('tool_calls')):
         return content
     raise ValueError(f'the content of a turn of the conversation is {content!r:.100}, expected text')
+
+
+def turns_of_columns(record: Mapping[str, Any]) -> Mapping[str, Any] | list[dict[str, Any]]:
+    """The turns of a conversation with a list for each key, as the datasets library stores some; else the record."""
+    columns = list(record.values())
+    is_conversation = ('role' in record or 'from' in record) and all(isinstance(column, list) for column in columns)
+    if not is_conversation or len({len(column) for column in columns}) != 1:
+        return record
+    return [dict(zip(record, turn)) for turn in zip(*columns)]
 
 
 def _is_text(part: Any) -> bool:

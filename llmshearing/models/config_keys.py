@@ -19,7 +19,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
 from llmshearing.compat.configs import SAME_NUMBERS
-from llmshearing.compat.rotary import SHARE_KEYS, main_rotary
+from llmshearing.compat.rotary import BASE_KEYS, SHARE_KEYS, main_rotary
 from llmshearing.models.family_tables import TABLES
 
 __all__ = ['number_out_of_range', 'refuse_looking_ahead', 'refuse_uncomputed', 'uncomputed_error']
@@ -43,14 +43,18 @@ QK_NORMS = ('*qk_norm*', '*qk_layernorm*')  # which say what is, in a type whose
 CHANGES_NOTHING_HERE: dict[str, tuple] = {
     **dict.fromkeys(('clip_qkv', 'query_pre_attn_scalar', 'rope_local_base_freq', 'rope_ratio', 'rotary_dim'), ()),
     **dict.fromkeys(('logit_scale', 'logits_scale', 'partial_rotary_factor', 'rotary_pct', 'rope_pct'), (1,)),
-    'rope_condense_ratio': (1,),
+    **dict.fromkeys(('rope_percent', 'rotary_percent', 'rope_condense_ratio'), (1,)),
+    **dict.fromkeys(('use_rope', 'use_rotary*', 'use_pos_enc', 'is_neox_style', 'do_layer_norm_before'), (True,)),
     **dict.fromkeys(('scale_emb', 'scale_depth', 'embedding_scale', 'residual_scale', 'attention_scale'), (1,)),
+    **dict.fromkeys(('emb_scale', 'embed_scale', 'n_group', 'topk_group', 'routed_scaling_factor'), (1,)),
+    **dict.fromkeys(('scoring_func*', '*score_func*'), ('softmax',)),
+    **dict.fromkeys(('scale_embed*', 'normalize_embed*', 'post_norm', 'use_post_norm', 'norm_after*'), ()),
     **dict.fromkeys(('dim_model_base', 'attn_scale', 'floor_scale', 'attn_temperature_tuning'), ()),
     **dict.fromkeys(('mup_*', '*head_multiplier', 'mlp_multiplier*', 'key_multiplier', 'attention_*_multiplier'), (1,)),
     **dict.fromkeys(
         ('*softcap*', '*soft_cap*', '*alibi*', '*logn*', '*dynamic_ntk*', 'dual_chunk*', '*attention_sink*'), ()
     ),
-    **dict.fromkeys(('no_rope_layer*', 'nope_layer*', 'rope_interleave*', *QK_NORMS), ()),
+    **dict.fromkeys(('no_rope_layer*', 'nope_layer*', 'rope_interleave*', 'rotary_interleave*', *QK_NORMS), ()),
     **dict.fromkeys(('use_parallel_residual', 'parallel_residual', 'parallel_attn', 'parallel_attention'), ()),
     **dict.fromkeys(('attn_output_gate', 'linear_use_gate', 'use_gated_activation', 'block_use_swiglu'), (True,)),
     **dict.fromkeys(('is_causal', 'use_parallel_block', 'use_pos_enc', 'use_rotary_pos_emb'), (True,)),
@@ -66,7 +70,8 @@ SPANS = ('sliding_window', 'attention_window', 'attention_window_size', 'attenti
 SAME_SETTING = (
     ('rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon', 'layernorm_epsilon', 'norm_eps', 'norm_epsilon'),
     ('norm_eps', 'block_norm_eps'),
-    ('hidden_act', 'hidden_activation', 'activation_function', 'hidden_function'),
+    ('hidden_act', 'hidden_activation', 'activation_function', 'hidden_function', 'mlp_hidden_act', 'activation'),
+    ('rope_theta', 'rotary_emb_base', 'rotary_base', 'rope_base'),
     ('num_experts_per_tok', 'experts_per_token'),
     ('sliding_window_pattern', 'layer_switch'),
 )
@@ -79,7 +84,7 @@ BOOKKEEPING = (
     *('pool_type', 'class_num', 'add_classification_head', 'cla_share_factor', 'dense_list', 'norm_type'),
     *('*softmax_in_fp32', 'gradient_checkpointing', 'name_or_path', 'language*', 'license', 'text_config'),
     *('head_dim', 'attention_head_dim', 'kv_channels'),  # model code asks for the first; the weights fit it or not
-    *('rope_theta', 'rope_scaling', 'rope_parameters', 'rotary_emb_base', 'original_max_position_embeddings'),
+    *('rope_theta', 'rope_scaling', 'rope_parameters', 'original_max_position_embeddings'),
     *('layer_types', 'max_window_layers', 'use_sliding_window', 'use_mrope', 'mtp_*', '*_length', '*seq_len*'),
     *(key for settings in SAME_NUMBERS.values() for key in settings),
 )
@@ -184,7 +189,7 @@ def _reads(model_type: str, key: str) -> bool:
         or hasattr(config, key)
         or (any(fnmatchcase(key, pattern) for pattern in QK_NORMS) and _norms_queries(model_type))
         or key in rotary
-        or key in SHARE_KEYS.get(model_type, ())
+        or key in (*BASE_KEYS.get(model_type, ()), *SHARE_KEYS.get(model_type, ()))
         or f'"{key}"' in code
         or f"'{key}'" in code
         or hasattr(GenerationConfig(), key)
@@ -209,16 +214,21 @@ def _refuse_spans(content: Mapping[str, Any], unread: list[str]) -> None:
 def _refuse_other_names(content: Mapping[str, Any], unread: list[str]) -> None:
     """Raises a ValueError where a setting has another type's name, and the type's own name says nothing."""
     config, _ = _default_config(content['model_type'])
+    usual, given = _with_rotary(config.to_dict()), _with_rotary(content)
     for names in SAME_SETTING:
-        own = [name for name in names if hasattr(config, name)]
-        if not own or any(content.get(name) is not None for name in own):
+        own = [name for name in names if name in usual]
+        if not own or any(given.get(name) is not None for name in own):
             continue
         for name in set(names) & set(unread):
-            if content[name] != getattr(config, own[0]):
+            if content[name] != usual[own[0]]:
                 raise ValueError(
                     f'the config has {name}: {content[name]!r}, which a {content["model_type"]} calls {own[0]}; '
-                    f'without it, {getattr(config, own[0])!r} is computed with: rename the key in its config.json.'
+                    f'without it, {usual[own[0]]!r} is computed with: rename the key in its config.json.'
                 )
+
+
+def _with_rotary(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**main_rotary(content.get('rope_parameters') or {}), **content}
 
 
 def _is_repeated(content: Mapping[str, Any], key: str) -> bool:

@@ -40,6 +40,7 @@ OF_ANOTHER_PACKAGE = (
 )
 
 READ_OTHERWISE = (
+    'hidden_act',
     'rope_theta',
     'rope_scaling',
     'rope_local_base_freq',

@@ -11,6 +11,7 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.turns import content_of, role_of
 
 __all__ = [
+    'BESIDE_TURNS',
     'CONVERSATIONS',
     'MISSING',
     'ChatTemplate',
@@ -22,6 +23,7 @@ __all__ = [
 
 MISSING = object()
 CONVERSATIONS = ('messages', 'conversations', 'conversation')  # usual names of fields with turns
+BESIDE_TURNS = ('system', 'tools')  # fields in which some write what a conversation begins with
 TODAY = datetime.date(2024, 7, 26)  # for templates that write the date: the same text whenever it is prepared
 # What a format of strftime is made of; a hyphen leaves out the leading zero.
 _DIRECTIVES = [f'%-{letter}' for letter in 'dHIjmMS'] + [f'%{letter}' for letter in 'aAbBcdeFGHIjmMpSTuUVwWxXyY']

@@ -8,20 +8,24 @@ document ends, and where pieces end has no influence on the result.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.prepare.contents import json_values, open_binary, reading
-from llmshearing.prepare.fields import MISSING, find_field
+from llmshearing.prepare.fields import BESIDE_TURNS, CONVERSATIONS, MISSING, find_field
 from llmshearing.prepare.sources import Source, no_text
 from llmshearing.prepare.spec import Domain
 
 __all__ = ['Piece', 'batched', 'read_pieces']
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 20  # lines
 
@@ -156,7 +160,28 @@ def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
             records.append(record)
     if records and all(find_field(record, domain.text_key) is MISSING for record in records):
         raise no_text(domain, source.path, records[0])
+    _tell_beside(domain, *records)
     return bool(records)
+
+
+def _tell_beside(domain: Domain, *records: Mapping[str, Any]) -> None:
+    """Tells of what belongs to a conversation and stands in a field beside it, which is not read."""
+    outer, dot, last = domain.text_key.rpartition('.')
+    for name in BESIDE_TURNS if last in CONVERSATIONS else ():
+        key = f'{outer}{dot}{name}'
+        if any(find_field(record, key) not in (MISSING, None, '', [], '[]') for record in records):
+            _tell(domain.name, domain.text_key, key)
+
+
+@functools.cache
+def _tell(domain: str, text_key: str, beside: str) -> None:
+    log.warning(
+        'domains.%s: beside %r its records have %r, which is left out; where it is part of the conversation, write it '
+        'into the turns, as the first one, of the role system.',
+        domain,
+        text_key,
+        beside,
+    )
 
 
 def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
@@ -182,6 +207,7 @@ def _column(domain: Domain, path: str, names: Iterable[str]) -> str:
     """The column that holds the text key, or the field that it lies in."""
     names, key = list(names), domain.text_key
     if found := [name for name in names if key == name or key.startswith(f'{name}.')]:
+        _tell_beside(domain, dict.fromkeys(names, True))
         return max(found, key=len)
     raise no_text(domain, path, dict.fromkeys(names))
 
@@ -205,7 +231,7 @@ def _parquet_batches(source: Source, domain: Domain) -> Iterator[list]:
 def _hf_batches(source: Source, domain: Domain) -> Iterator[list]:
     import datasets
 
-    dataset = datasets.load_from_disk(source.path)
+    dataset = datasets.load_from_disk(source.path).with_format(None)  # what it was saved with is for other readers
     if isinstance(dataset, datasets.DatasetDict):
         names = [str(name) for name in dataset]
         if domain.hf_split is None and len(names) > 1:

@@ -24,6 +24,7 @@ __all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
+_ARROW = '.arrow'
 _COMPRESSED = ('.gz', '.zst', '.bz2', '.xz')
 _KINDS = {
     'jsonl': 'JSON lines',
@@ -34,7 +35,8 @@ _KINDS = {
     'hf': 'a Hugging Face data set',
     'mds': 'MDS',
 }
-_HF_MARKERS = ('dataset_info.json', 'dataset_dict.json')
+_HF_MARKERS = ('dataset_info.json', 'dataset_dict.json')  # of one data set, and of several splits
+_HF_STATE = 'state.json'  # beside the first, which folders of other data have as well
 
 Skipped = dict[str, list[str]]
 """Paths that are not read, by reason."""
@@ -152,12 +154,11 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) -> list[Source]:
-    is_saved_dataset = any((folder / marker).exists() for marker in _HF_MARKERS)
-    if domain.format == 'hf' or (domain.format == 'auto' and is_saved_dataset):
-        if not is_saved_dataset:
+    if domain.format == 'hf' or (domain.format == 'auto' and _is_saved(folder)):
+        if not _is_saved(folder):
             raise ValueError(
-                f'{where} is not a data set on disk (no {" or ".join(_HF_MARKERS)}); write one with '
-                'datasets.Dataset.save_to_disk, or name another format'
+                f'{where} is not a data set on disk (no {_HF_MARKERS[1]}, nor {_HF_MARKERS[0]} beside {_HF_STATE}); '
+                'write one with datasets.Dataset.save_to_disk, or name another format'
             )
         for file in walk_files(str(folder)):
             refuse_pointer(file)
@@ -219,10 +220,20 @@ def _refuse_data_sets_below(files: Sequence[str], where: str) -> None:
             f'{where} holds data sets, such as {saved[0]}, whose files are no text; list each as a path of its '
             'own, or leave them out by a glob'
         )
+    if arrow := [file for file in files if file.endswith(_ARROW)]:
+        raise _arrow(arrow[0], where)
+
+
+def _arrow(path: str, where: str) -> ValueError:
+    """The error for Arrow files, which the datasets library keeps in its cache."""
+    return ValueError(
+        f'{where}: {path} is an Arrow file; write it as a data set first, with '
+        f"datasets.load_dataset('arrow', data_files={path!r}, split='train').save_to_disk('FOLDER')"
+    )
 
 
 def _is_saved(folder: Path) -> bool:
-    return (folder / _HF_MARKERS[1]).exists() or ((folder / _HF_MARKERS[0]).exists() and any(folder.glob('*.arrow')))
+    return (folder / _HF_MARKERS[1]).exists() or all((folder / file).exists() for file in (_HF_MARKERS[0], _HF_STATE))
 
 
 def _is_mds(folder: Path) -> bool:
@@ -278,6 +289,8 @@ def _kind(path: str, domain: Domain, where: str) -> str:
         raise no_text(domain, path, content.record or {}, ', or format: txt to take it as plain text')
     if _is_table(path):
         raise _table(path, where)
+    if path.endswith(_ARROW):
+        raise _arrow(path, where)
     if ending is None:
         if content.kind == 'binary':
             raise ValueError(f'{where}: {path} cannot be read as text ({NO_TEXT})')

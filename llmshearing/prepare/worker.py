@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmshearing.data.turns import content_of
+from llmshearing.data.turns import content_of, turns_of_columns
 from llmshearing.prepare.contents import NO_TEXT, NOT_UTF8, WRAP, open_binary, reading
 from llmshearing.prepare.fields import (
     CONVERSATIONS,
     MISSING,
     ChatTemplate,
     NoChatTemplate,
+    field_names,
     find_field,
     parse_conversation,
 )
@@ -124,6 +125,8 @@ def _text_of(record: Any, kind: str, text_key: str) -> tuple[str, str]:
         raise ValueError(NO_TEXT)
     if isinstance(record, str) and text_key.split('.')[-1] in CONVERSATIONS:
         record = parse_conversation(record)
+    if isinstance(record, Mapping):
+        record = turns_of_columns(record)
     if isinstance(record, list):
         if not any(isinstance(turn, Mapping) for turn in record):
             raise ValueError(
@@ -134,6 +137,9 @@ def _text_of(record: Any, kind: str, text_key: str) -> tuple[str, str]:
         return _chat.render(record), '\n'.join(content_of(turn) or '' for turn in record)
     if isinstance(record, bytes):
         record = record.decode('utf-8')
+    if isinstance(record, Mapping):
+        names = ', '.join(field_names(record, f'{text_key}.'))
+        raise ValueError(f'the text is a record of its own; set text_key to one of {names}')
     if not isinstance(record, str):
         kind = 'null' if record is None else type(record).__name__
         raise ValueError(f'the text is {kind}, not a string; leave such records out')

@@ -14,7 +14,6 @@ from llmshearing.reports.blocks import Verdict, duration, number, percent
 __all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'share_done', 'verdict']
 
 STOPPED = 'Stopped before its end.'
-AGAIN = 'begin it again as before; with autoresume: true it goes on.'
 TOLERANCE = 0.05  # of targeted_pruning, where a run did not note its own
 
 
@@ -22,11 +21,11 @@ def verdict(run: RunLog) -> Verdict:
     """How a run stands; everything that is not known is left out."""
     last = [run.last(TRAIN_LOSS), *(losses[-1] for _, losses in run.domain_losses().values())]
     if not all(value is None or math.isfinite(value) for value in last):
-        rest = 'Its last loss is no number. Next: go on from an earlier checkpoint, with a lower learning rate.'
-        return Verdict('Diverged.', rest, 'bad')
+        way = 'go on from an earlier checkpoint' if _saves(run) else 'begin it again'
+        return Verdict('Diverged.', f'Its last loss is no number. Next: {way}, with a lower learning rate.', 'bad')
     found = _pruning(run) if run.is_pruning else _training(run)
     noted = run.state.get('noted')
-    overdue = f'Nothing has been noted since {noted}. If it was killed, {AGAIN}'
+    overdue = f'Nothing has been noted since {noted}. If it was killed, {_again(run)}'
     return replace(found, due=None if _is_over(run) else run.state.get('due'), overdue=overdue)
 
 
@@ -85,7 +84,7 @@ def _pruning(run: RunLog) -> Verdict:
         return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
     if away:
         return Verdict('Ended away from its target.', f'{where} Next: train longer, or shorten the warm-up.', 'bad')
-    return Verdict('At its target, not exported.', 'Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
+    return Verdict('At its target, not exported.', _export(run), 'open')
 
 
 def _training(run: RunLog) -> Verdict:
@@ -101,7 +100,7 @@ def _training(run: RunLog) -> Verdict:
         return Verdict(STOPPED if _is_abandoned(run) else 'Training.', f'{beside} {_progress(run)}'.strip(), 'open')
     folder = _folder(run)
     if folder is None:
-        return Verdict('Finished, not exported.', f'{beside} Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
+        return Verdict('Finished, not exported.', f'{beside} {_export(run)}'.strip(), 'open')
     rest = f'{beside} The model is in {folder}, as hf_checkpointer wrote it. Next: evaluate it, or push it to a hub.'
     return Verdict('Finished.', rest.strip(), 'good')
 
@@ -117,9 +116,26 @@ def _progress(run: RunLog) -> str:
     if run.state.get('elapsed_share') is None:
         return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
     rest = '' if left is None else f', about {duration(left)} left'
-    following = f' Next: {AGAIN}' if _is_abandoned(run) else ''
+    following = f' Next: {_again(run)}' if _is_abandoned(run) else ''
     done = batches_of_plan(run) if share is None else f'{percent(share)} done ({batches_of_plan(run)})'
     return f'{done[0].upper()}{done[1:]}{rest}.{following}'
+
+
+def _saves(run: RunLog) -> bool:
+    return run.state.get('saves', True)
+
+
+def _again(run: RunLog) -> str:
+    if _saves(run):
+        return 'begin it again as before; with autoresume: true it goes on.'
+    return 'begin it again: it has no save_folder, so there is no checkpoint to go on from.'
+
+
+def _export(run: RunLog) -> str:
+    if _saves(run):
+        return 'Next: llmshearing export CHECKPOINT --out FOLDER.'
+    callback = 'export_pruned' if run.is_pruning else 'hf_checkpointer'
+    return f'It kept nothing. Next: begin it again, with callbacks.{callback} or a save_folder.'
 
 
 def _is_over(run: RunLog) -> bool:

@@ -188,10 +188,16 @@ def refuse_lookalikes(where: str, folder: str | Path) -> None:
         folder (str | Path): It lacks the config or the weights.
 
     Raises:
-        ValueError: For an adapter and for the root of a model in the hub's cache.
+        ValueError: For an adapter, for the root of a model in the hub's cache, and for a copy of links alone.
     """
     folder = Path(folder)
     refuse_adapter(where, folder)
+    broken = sorted(path for path in folder.glob('*') if path.is_symlink() and not path.exists())
+    if broken:
+        raise ValueError(
+            f"{where}: {broken[0].name} is a link to {os.readlink(broken[0])}, which is not there. The hub's cache "
+            'keeps files so; copy them with what they link to: cp -rL SNAPSHOT FOLDER.'
+        )
     snapshots = sorted(str(path.parent) for path in folder.glob('snapshots/*/config.json'))
     if snapshots:
         raise ValueError(

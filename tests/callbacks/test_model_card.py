@@ -83,7 +83,7 @@ def test_the_card_names_the_source_and_its_licence(source, tmp_path, tags, base_
 
 
 def test_what_cannot_have_a_card_is_refused_before_the_first_step(source, tmp_path):
-    with pytest.raises(ValueError, match='add that callback or remove this one'):
+    with pytest.raises(ValueError, match='add that callback, or remove this one. For pruning remove it'):
         tiny_trainer(source, [], callbacks=[ModelCard()])
     (source / 'README.md').write_text('---\nlicense: [\n---\n')
     with pytest.raises(ValueError, match='is not YAML'):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.core import Callback, Time, Timestamp
+from llmfoundry.optim import DecoupledLionW
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
@@ -91,6 +92,28 @@ def test_what_the_checkpoint_decides_is_named_with_both_values(source, tmp_path,
         "Resumed with train_loader.dataset.proportions: {'a': 1} of the checkpoint, not {'a': 2}: "
         f'{FROM_CHECKPOINT["train_loader.dataset.proportions"]}.',
     ]
+
+
+def test_another_optimizer_is_the_configured_one_without_moments(source, tmp_path, caplog):
+    go(source, tmp_path, config={'optimizer': {'name': 'adamw'}})
+    model = ShearedCausalLM(tiny_tokenizer(), str(source))
+    other = {'model': model, 'optimizers': DecoupledLionW(model.parameters(), lr=1e-4)}
+    with caplog.at_level(logging.WARNING):
+        _, optimizer = go(
+            source, config={'optimizer': {'name': 'lion'}}, load_path=str(tmp_path / f'ba{STOP}.pt'), **other
+        )
+    assert isinstance(optimizer, DecoupledLionW)
+    assert [record.getMessage() for record in caplog.records if 'Resumed with' in record.getMessage()] == [
+        'Resumed with optimizer.name: lion as configured now; the checkpoint had adamw, whose moments do not fit: they '
+        'begin anew.'
+    ]
+
+
+def test_another_loader_cannot_go_on_with_the_data(source, tmp_path):
+    """It ended in a KeyError of Streaming at the first batch."""
+    go(source, tmp_path, config={'train_loader': {'name': 'dynamic_text'}})
+    with pytest.raises(ValueError, match='train_loader.name: text cannot go on .*dynamic_text .* load_weights_only'):
+        go(source, config={'train_loader': {'name': 'text'}}, load_path=str(tmp_path / f'ba{STOP}.pt'))
 
 
 def test_a_run_that_is_over_says_so(source, tmp_path):

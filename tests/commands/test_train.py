@@ -14,8 +14,9 @@ WHOLE = '\n'.join(f'{key}: {{}}' for key in train.REQUIRED) + '\nalgorithms: {ta
 @pytest.mark.parametrize(
     'content, overrides, message',
     [
-        (None, [], 'Is a directory'),
+        (None, [], 'there is no such YAML file'),
         ('', [], 'missing global_train_batch_size, model, tokenizer'),
+        (b'# d\xe9j\xe0 vu', [], "can't decode byte 0xe9 in position 3: invalid continuation byte; save it as UTF-8."),
         ('hello', [], 'missing global_train_batch_size, model, tokenizer'),
         ('- 1', [], 'expected keys and values at the top level'),
         ('1: 2', [], 'every key as text'),
@@ -31,10 +32,44 @@ WHOLE = '\n'.join(f'{key}: {{}}' for key in train.REQUIRED) + '\nalgorithms: {ta
 )
 def test_one_sentence(tmp_path, capsys, content, overrides, message):
     path = tmp_path / 'run.yaml'
-    path.mkdir() if content is None else path.write_text(content)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert train.main([str(path), *overrides]) == 1
     error = capsys.readouterr().err
     assert message in error and str(path) in error and 'Traceback' not in error
+
+
+def test_code_paths_are_paths(tmp_path, capsys, monkeypatch):
+    """llm-foundry imports them before it hands the configuration on."""
+    import llmfoundry.command_utils
+
+    monkeypatch.setattr(
+        llmfoundry.command_utils, 'train_from_yaml', lambda _, overrides: given.extend(overrides) or Run
+    )
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'parts.py').touch()
+    given, path = [], tmp_path / 'run.yaml'
+
+    class Run:
+        close = staticmethod(lambda: None)
+
+    path.write_text(WHOLE + 'variables: {work: $HOME}\ncode_paths: [~/parts.py, "${variables.work}/parts.py"]\n')
+    assert train.main([str(path), 'seed=3']) == 0
+    assert given == ['seed=3', f'code_paths=["{tmp_path}/parts.py", "{tmp_path}/parts.py"]']
+    for wrong, message in (
+        ('parts.py', "expected a list of Python files, got 'parts.py'"),
+        ('[1]', r'expected a list of Python files, got [1]'),
+        ('[nope.py]', 'expected Python files, and nope.py is none'),
+        ('[.]', 'expected Python files, and . is none'),
+    ):
+        path.write_text(WHOLE + f'code_paths: {wrong}\n')
+        assert train.main([str(path)]) == 1
+        assert f'ERROR: code_paths: {message}' in capsys.readouterr().err
+    given.clear()
+    path.write_text(WHOLE + 'code_paths: null\n')
+    assert train.main([str(path)]) == 0 and given == ['code_paths=[]']
 
 
 @pytest.mark.parametrize('reference', ['${nope}', '${oc.env:HOME}'])
@@ -54,7 +89,7 @@ def raised(code, name):
     exec(code, space)
     try:
         space['run']()
-    except (KeyError, ImportError) as error:
+    except (KeyError, ImportError, OSError, RuntimeError) as error:
         return error
 
 
@@ -77,6 +112,13 @@ def test_what_other_libraries_raise_before_the_first_batch_is_one_sentence(tmp_p
     )
     assert main(raised('def run(): raise ImportError("flash_attn is not installed")', 'llmshearing.models.odd')) == 1
     assert 'ERROR: flash_attn is not installed\n' in capsys.readouterr().err  # as somebody asked for it
+    assert main(raised('def run(): open("/nowhere/x")', 'llmfoundry.callbacks.env_logging_callback')) == 1
+    assert 'ERROR: llmfoundry.callbacks.env_logging_callback: [Errno 2] No such file' in capsys.readouterr().err
+    code = 'def run():\n try: import nothing_here\n except ImportError as e: raise RuntimeError("Error in x.py") from e'
+    assert main(raised(code, 'llmfoundry.odd')) == 1
+    assert (
+        "(RuntimeError: Error in x.py; ModuleNotFoundError: No module named 'nothing_here')" in capsys.readouterr().err
+    )
     for code, name in (
         ('def run(): {}["x"]', 'llmshearing.masks.odd'),
         ('def _train_loop(): {}["x"]\ndef run(): _train_loop()', 'composer.odd'),

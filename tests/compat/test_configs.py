@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, configuration_utils
+from transformers import AutoConfig, AutoModelForCausalLM, configuration_utils
 
 from llmshearing.compat.configs import add_older_names, normalise_config
 from llmshearing.compat.rotary import main_rotary
 from llmshearing.compat.transformers import set_dtype
 from llmshearing.compat.versions import TRANSFORMERS_5
-from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model
+from llmshearing.models.source_config import check_stock_reading, read_config
+from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model, tiny_model
 
 
 @pytest.mark.parametrize('variant', [name for name in (*VARIANTS, *ROTARY) if name not in OWN_ROTARY])
@@ -71,6 +72,29 @@ def test_olmo_has_words_of_its_own_for_rotary_settings(model_type, kind, tmp_pat
             normalise_config(older)
     else:
         assert normalise_config(older)['rope_scaling'] == {'type': kind, 'factor': 2.0}
+
+
+def test_the_gelu_of_the_first_gemmas_is_the_tanh_approximation(tmp_path):
+    content = {**tiny_model('gemma').config.to_dict(), 'hidden_act': 'gelu', 'hidden_activation': None}
+    path, values = tmp_path / 'config.json', torch.linspace(-3, 3, 50)
+    path.write_text(json.dumps(content, default=str))
+    config = read_config(tmp_path)
+    act = AutoModelForCausalLM.from_config(config).model.layers[0].mlp.act_fn
+    assert torch.equal(act(values), torch.nn.functional.gelu(values, approximate='tanh'))
+    if not TRANSFORMERS_5:
+        with pytest.raises(ValueError, match='compute with hidden_act: .gelu. instead of .gelu_pytorch_tanh.'):
+            check_stock_reading(tmp_path, config)
+    add_older_names(path)  # as what copies a config.json does
+    check_stock_reading(tmp_path, config)
+    assert normalise_config({**content, 'model_type': 'gpt_neox'})['hidden_act'] == 'gelu'
+
+
+@pytest.mark.parametrize('key', ['attn_implementation', '_attn_implementation', '_attn_implementation_internal'])
+def test_the_attention_of_another_machine_is_not_looked_for(key, tmp_path):
+    content = {**tiny_model('llama').config.to_dict(), key: 'flash_attention_2'}
+    (tmp_path / 'config.json').write_text(json.dumps(content, default=str))
+    model = AutoModelForCausalLM.from_config(read_config(tmp_path))
+    assert model.config._attn_implementation in ('eager', 'sdpa')
 
 
 def test_main_rotary_is_that_of_full_attention():

@@ -21,7 +21,7 @@ WITHOUT_PRUNING = {PRUNING: KeyError, 'callbacks.export_pruned': KeyError}
         ),
         (
             {'callbacks.mono_checkpoint_saver': {'save_folder': 'x', 'batch_interval': 1}},
-            'remove it and set save_folder and fsdp_config.state_dict_type: full',
+            'remove it and set save_folder and, with fsdp_config, fsdp_config.state_dict_type: full',
             {
                 'callbacks.mono_checkpoint_saver': KeyError,
                 'save_folder': 'x',

@@ -36,6 +36,7 @@ def test_the_shipped_values_lie_inside(path):
         ('callbacks.mono_checkpoint_saver.batch_interval', -3, 3),
         ('callbacks.run_timeout.timeout', 0, 60),
         ('callbacks.early_stopper.patience', -1, 2),
+        ('callbacks.generate_callback.max_new_tokens', 10**6, 2048),
         ('train_loader.dataset.predownload', -1, 0),
         ('train_loader.dataset.round_batches', 0, 1),
         ('train_loader.dataset.shuffle_block_size', 0, 1),

@@ -115,6 +115,8 @@ from tests.config.demo_run import changed
             'has no lines such as {context_options: ..., continuation: ..., gold: ...}',
         ),
         ('callbacks.generate_callback', {'prompts': [], 'interval': '1ba'}, 'expected at least one prompt'),
+        ('model.peft_config', {'peft_type': 'LORA'}, 'model.peft_config: an adapter .* with model.name: hf_causal_lm'),
+        ('model.pretrained_lora_id_or_path', 'x', 'model.pretrained_lora_id_or_path: an adapter'),
         ('callbacks.loss_perp_v_len', {}, 'callbacks.loss_perp_v_len: missing log_batch_interval'),
         ('callbacks.mono_checkpoint_saver', {'save_folder': 'x', 'batch_interval': 1}, 'needs FSDP1'),
         ('algorithms.alibi', {'max_sequence_length': 32}, 'algorithms.alibi replaces the positions of BERT'),

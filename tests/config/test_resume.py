@@ -31,6 +31,32 @@ def test_a_good_configuration_passes(config):
     check_resume({**config, 'fsdp_config': {'state_dict_type': 'sharded'}})
 
 
+def test_what_is_saved_can_be_gone_on_from(config):
+    """A run that was stopped trained its last weights from batch 0 again, and nothing was said."""
+    with pytest.raises(ValueError, match='autoresume: true goes on from whole .* Set one of them to false'):
+        check_resume({**config, 'save_weights_only': True})
+    for changes in ({'autoresume': False}, {'save_weights_only': False}):
+        check_resume({**config, 'save_weights_only': True, **changes})
+
+
+def test_a_load_path_that_is_not_read_is_told(config, tmp_path, caplog):
+    save = tmp_path / 'save'
+    for path in (save / 'ba4-rank0.pt', tmp_path / 'first.pt'):
+        torch.save({'state': {}}, path)
+    config = {**config, 'load_path': str(tmp_path / 'first.pt')}
+    check_resume(config)
+    os.symlink('ba4-rank0.pt', save / 'latest-rank0.pt')
+    check_resume({**config, 'load_path': str(save / 'ba4-rank{rank}.pt')})
+    check_resume({**config, 'autoresume': False})
+    assert not caplog.records
+    check_resume(config)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f'load_path: {tmp_path}/first.pt is not read, as autoresume goes on from {save}/ba4-rank0.pt. To begin with '
+        'it, choose another save_folder.'
+    )
+
+
 @pytest.mark.parametrize('file', ['', 'model.safetensors'])
 def test_a_model_is_no_checkpoint(config, tmp_path, file):
     """A folder was told to be a sharded checkpoint, its weights to be damaged."""

@@ -48,3 +48,11 @@ def test_sums_of_gradients_on_cpu_are_told(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         check_sharding(CONFIG)
     assert ('they are 2 times too large' in caplog.text) == (not GLOO_AVERAGES)
+
+
+def test_a_saver_for_fsdp1_is_refused_in_every_run():
+    """In a run without pruning it ended in a KeyError at its first checkpoint."""
+    saver = {'mono_checkpoint_saver': {'save_folder': 'x', 'batch_interval': 1}}
+    for config in (CONFIG, {'model': CONFIG['model']}):
+        with pytest.raises(ValueError, match='mono_checkpoint_saver needs FSDP1, .* remove it and set save_folder'):
+            check_sharding({**config, 'callbacks': saver})

@@ -94,6 +94,13 @@ LEFT_OUT = [
     ('llama', {'is_causal': False}),
     ('llama', {'rope_local_base_freq': 1e4}),
     ('llama', {'attn_temperature_tuning': True}),
+    ('llama', {'rope_percent': 0.5}),
+    ('llama', {'use_rotary_pos_emb': False}),
+    ('llama', {'post_norm': True}),
+    ('llama', {'scale_embeddings': True}),
+    ('llama', {'rotary_interleaved': True}),
+    ('qwen3', {'routed_scaling_factor': 2.5}),
+    ('mistral', {'scoring_func': 'sigmoid'}),
     ('qwen2', {'dual_chunk_attention_config': {'chunk_size': 16}}),
     ('qwen2', {'use_logn_attn': True}),
     ('granite', {'logits_scale': 3}),
@@ -116,6 +123,11 @@ def test_a_setting_by_another_type_s_name():
     with pytest.raises(ValueError, match="hidden_activation: 'gelu', which a llama calls hidden_act"):
         config_from({**content, 'hidden_activation': 'gelu'})
     assert config_from({**content, 'norm_eps': 1e-6, 'hidden_activation': 'silu'})
+    content = {key: value for key, value in content.items() if key != 'rope_parameters'}
+    for name in ('rotary_emb_base', 'rotary_base', 'rope_base'):
+        with pytest.raises(ValueError, match=f'{name}: 500000, which a llama calls rope_theta; without it, 10000.0 is'):
+            config_from({**content, name: 500000})
+        assert config_from({**content, name: 500000, 'rope_theta': 500000})
 
 
 # What config.json files that people have say besides, and what a llama computes the same without.

@@ -1,7 +1,6 @@
 """Configs and tokenizers of either generation mean the same on either stack, or are refused by the key's name.
 
-``configs_of_transformers_4.json`` and ``..._5.json`` hold the config.json of every variant of the tiny models as
-transformers 4.51 and 5.24 save it.
+``configs_of_transformers_4.json`` and ``..._5.json`` hold what 4.51 and 5.24 save of every variant of the tiny models.
 """
 
 import json
@@ -31,6 +30,7 @@ WRITTEN_4, WRITTEN = (
 )
 IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
 UNUSED = ('transformers_version', 'cache_implementation')  # transformers 5 takes the second back
+UNREAD = {'qwen3_moe': 'max_window_layers'}  # which 4.51 writes and no code reads
 only_4 = pytest.mark.skipif(TRANSFORMERS_5, reason='transformers 5 computes it')
 
 
@@ -62,6 +62,7 @@ def test_either_generation_s_config_is_the_same_model_and_the_same_export(varian
         assert torch.equal(logits(model), logits(source)), name
         export(model, masks, tmp_path / name / 'out')
         said = json.loads((tmp_path / name / 'out' / 'config.json').read_text())
+        said.pop(UNREAD.get(variant), None)
         exported.append({key: value for key, value in said.items() if value is not None and key not in UNUSED})
     assert exported[1:] == exported[:-1]
 
@@ -72,7 +73,7 @@ def test_an_export_says_in_the_words_of_transformers_4_what_4_would(variant, tmp
     said = json.loads((tmp_path / 'out' / 'config.json').read_text())
     of_4 = {key: value for key, value in WRITTEN_4[variant].items() if value is not None and key not in UNUSED}
     if not of_4.get('use_sliding_window', True):
-        del of_4['sliding_window'], of_4['max_window_layers']
+        of_4 = {key: value for key, value in of_4.items() if key not in ('sliding_window', 'max_window_layers')}
     if not said.get('rope_scaling'):
         of_4.pop('original_max_position_embeddings', None)
     assert {key: said.get(key) for key in of_4} == of_4

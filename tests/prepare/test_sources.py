@@ -99,7 +99,7 @@ def test_wrong_text_key(tmp_path, make):
         (domain_at('no*.jsonl'), "'no*.jsonl' matches no file"),
         (domain_at('file.dat'), 'cannot be told from its name or content; set format'),
         (domain_at('shards.tar.gz'), r'cannot be read as text \(it holds NUL bytes.*unpack an archive'),
-        (domain_at('data.arrow'), r'cannot be read as text \(it holds NUL bytes.*as Parquet'),
+        (domain_at('data.arrow'), r'data.arrow is an Arrow file; write it as a data set first, with datasets'),
         (domain_at('records.txt'), "records.txt has no 'text', only body; set text_key to the one"),
         (domain_at('*.txt'), 'more.txt has no .text., only body; set text_key .*, or format: txt'),
         (domain_at('tables'), 'a.csv is a table, .*; write it as JSON lines'),

@@ -17,6 +17,7 @@ from tests.metrics.logs import DOMAINS, eval_loss, pruning_record, write_log, wr
 
 HALF = {'elapsed_share': 0.5, 'max_duration': '80ba', 'seconds': 60.0}
 LEFT = {**HALF, 'closed': True, 'batch': 40}
+UNSAVED = {'elapsed_share': 1.0, 'saves': False}
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def with_state(run, away=0.25, **state):
         (9, {**LEFT, 'batch': 20}, 'On the way to its target.', 'about 1 min 00 s left', 'open'),  # trains on since
         (9, {'elapsed_share': 1.0}, 'Ended away from its target.', 'Next: train longer', 'bad'),
         (0.25, {'elapsed_share': 1.0}, 'At its target, not exported.', 'llmshearing export CHECKPOINT', 'open'),
+        (9, {**LEFT, 'saves': False}, 'Stopped before', 'Next: begin it again: it has no save_folder', 'open'),
+        (0.25, UNSAVED, 'At its target, not', 'again, with callbacks.export_pruned or a save_folder.', 'open'),
         (0.25, {'exported': {'folder': 'a/b'}}, 'Exported at its target.', 'in a/b, opened with transformers', 'good'),
         (9, {'exported': {'folder': 'a'}}, 'Exported, with masks that were not at', 'Next: continue', 'open'),
     ],
@@ -76,6 +79,7 @@ def test_training_after_it(tmp_path):
     finished = dataclasses.replace(run, state={'elapsed_share': 1.0, 'exported': {'folder': 'runs/final'}})
     assert verdict(finished).first == 'Finished.' and 'The model is in runs/final' in verdict(finished).rest
     assert verdict(dataclasses.replace(run, state={'elapsed_share': 1.0})).first == 'Finished, not exported.'
+    assert 'with callbacks.hf_checkpointer or' in verdict(dataclasses.replace(run, state=UNSAVED)).rest
     assert 'the callback run_report would note' in verdict(dataclasses.replace(run, state={})).rest
 
 
@@ -112,6 +116,7 @@ def test_a_run_that_diverged_is_not_to_be_exported(prune, value):
     metrics = {**prune.metrics, TRAIN_LOSS: (batches, np.append(values[:-1], value))}
     said = verdict(dataclasses.replace(with_state(prune, elapsed_share=1.0), metrics=metrics))
     assert (said.first, said.mood) == ('Diverged.', 'bad') and 'an earlier checkpoint' in said.rest
+    assert 'Next: begin it again, with' in verdict(dataclasses.replace(prune, metrics=metrics, state=UNSAVED)).rest
 
 
 def test_predicted_references_are_not_the_sources_losses(tmp_path):
