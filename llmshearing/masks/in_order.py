@@ -130,15 +130,15 @@ class _SideBySide:
         cuts = self._cuts(layer)
         groups = self._groups(layer, [name for name, cut in cuts.items() if isinstance(cut.role, Linear)])
         self.cutter.set_masks(None)
-        norms = [name for name, cut in cuts.items() if isinstance(cut.role, Norm)]
-        before = self._run(layer, 'source', [*(names[0] for names in groups), *norms], norm)
+        norms = [(name, cut.role, cut.rows) for name, cut in cuts.items() if isinstance(cut.role, Norm)]
+        before = self._run(layer, 'source', [*(names[0] for names in groups), *(name for name, *_ in norms)], norm)
         if before.middle and before.middle[0] is self.streams[0].source:  # attention and MLP run side by side
             inner = None
         for stream, after in zip(self.streams, before.after):
             stream.source = after
         self.run_source(gone)
-        for name in norms:
-            self._rescale(layer, name, cuts[name], before.read[name])
+        for name, role, rows in norms:
+            self._rescale(layer, name, role, rows, before.read[name])
         self.cutter.set_masks(self.masks, constant=True)
         for names in groups:
             until = None if last in names else norm if inner in names else names[0]
@@ -167,7 +167,9 @@ class _SideBySide:
         before = [functional_call(norm, whole, stream.source) for stream in self.streams]
         self.cutter.set_masks(self.masks, constant=True)
         now = [functional_call(norm, whole, stream.cut) for stream in self.streams]
-        self._fit({path: dict(self._plan().cuts())[path]}, before, now, None)
+        cut = dict(self._plan().cuts())[path]
+        assert isinstance(cut, ModuleCut)
+        self._fit({path: cut}, before, now, None)
 
     def _enter(self, calibration: Calibration) -> list[_Stream]:
         """The streams before the first layer."""
@@ -301,14 +303,14 @@ class _SideBySide:
             if isinstance(weight, DTensor):
                 weight.copy_(distribute_tensor(full, weight.device_mesh, weight.placements))
 
-    def _rescale(self, layer: int, name: str, cut: ModuleCut, source: Sequence[Tensor]) -> None:
+    def _rescale(self, layer: int, name: str, norm: Norm, rows: Tensor | None, source: Sequence[Tensor]) -> None:
         """Makes the gain of a norm over heads smaller or larger by what the root mean square of those that stay is."""
         total = torch.zeros(source[0].shape[-1], device=source[0].device)
         for each in source:
             total += relative_squares(each.flatten(0, -2).float(), self.family.subtracts_mean).sum(0)
         self.reduce(total)
         gain = self.model.get_parameter(f'{self.family.layer_path(layer)}.{name}.weight')
-        rescale(gain, (total[cut.rows].mean() / total.mean()).sqrt(), cut.role.offset)
+        rescale(gain, (total[rows].mean() / total.mean()).sqrt(), norm.offset)
 
     def _products(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         """Sum over all tokens of ``l r^T``, float32 [left, right], averaged over ranks."""

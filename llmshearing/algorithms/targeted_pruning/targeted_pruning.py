@@ -111,9 +111,8 @@ class TargetedPruning(PruningState, Algorithm):
             if state.timestamp.batch.value == 0:
                 calibrate(self, state, _model(state), self.settings)
         elif event == Event.BEFORE_TRAIN_BATCH:
-            is_uncut = self.frozen_masks is None and state.timestamp.batch.value == 0
-            masks = self.training_masks(state)
-            if self.settings.compensate and is_uncut and not self.learner.follows_warmup:
+            was_cut, masks = self.frozen_masks is not None, self.training_masks(state)
+            if self.settings.compensate and not (was_cut or self.learner.follows_warmup or state.timestamp.batch > 0):
                 compensate_cut(self, state, _model(state), masks, self.settings.seed)
             self._install(state, masks, self.settings.multiple_of)
             self._watch(state)
@@ -125,9 +124,7 @@ class TargetedPruning(PruningState, Algorithm):
         elif event == Event.BATCH_END:
             self._compensate(state)
         elif event == Event.EVAL_START:
-            is_unscored = (
-                self.settings.scores is not None and self._may_be_unscored and state.timestamp.batch.value == 0
-            )
+            is_unscored = self._may_be_unscored and self.settings.scores is not None and state.timestamp.batch == 0
             masks = self._uncut() if is_unscored else self.evaluation_masks()  # uncut: nothing says yet what goes
             self._install(state, take_from_rank_0(masks, state.device))
             if self.has_open_widths:
