@@ -22,7 +22,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from quality import rotate
@@ -36,6 +36,7 @@ from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.scores import Calibration, score_units, scoring_methods
 from llmshearing.masks.axes import AxisPlan, keep_largest, plan_axes
 from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.in_order import compensate_in_order
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.scaling.loss import domain_loss
@@ -83,33 +84,30 @@ class Cuts:
         self.masks = {a: keep_largest(self.plans[a], self.scores[a, m]).float() for a, m in methods.items()}
         self.model.cutter.set_masks(self.masks)
 
-    def compensate(
-        self,
-        sequences: int | None = None,
-        way: type[Compensation] = Compensation,
-        left_alone: Collection[str] = (),
-    ) -> None:
+    def compensate(self, sequences: int | None = None, at_once: type[Compensation] | None = None) -> None:
         """Changes the weights for the cut that was chosen, by so many sequences of the text or all.
 
-        What units of the axes ``left_alone`` carried is not taken over.
+        By default in running order, as ``llmshearing cut`` does; ``at_once`` as units that go one by one are made up
+        for, which leaves layers alone.
         """
-        self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
-        rows = torch.cat([batch['input_ids'] for batch in self.batches])[:sequences]
-        axes = self.masks.keys() - set(left_alone)
-        watching = way(self.model.cutter, axes, rows.numel(), coming=self.masks)
-        with torch.no_grad():
-            for part in rows.split(len(self.batches[0]['input_ids'])):
-                self.model({'input_ids': part, 'labels': part, 'attention_mask': torch.ones_like(part)})
-        watching.stop()
-        watching.apply(self.masks)
-        self.model.cutter.set_masks(self.masks)
+        cutter, rows = self.model.cutter, torch.cat([batch['input_ids'] for batch in self.batches])[:sequences]
+        parts = rows.split(len(self.batches[0]['input_ids']))
+        batches = [{'input_ids': part, 'labels': part, 'attention_mask': torch.ones_like(part)} for part in parts]
+        if at_once is None:
+            compensate_in_order(Calibration(cutter, batches), self.masks)
+        else:
+            cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
+            watching = at_once(cutter, self.masks, rows.numel())
+            with torch.no_grad():
+                for batch in batches:
+                    self.model(batch)
+            watching.stop()
+            watching.apply(self.masks)
+        cutter.set_masks(self.masks)
 
 
 def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], source: Path) -> dict[str, Any]:
-    """Losses of a source, of every cut by ``methods`` and of the one along all axes.
-
-    A hidden cut of several axes is measured without compensation of hidden dimensions, too.
-    """
+    """Losses of a source, of every cut by ``methods`` and of the one along all axes."""
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False).eval()
     shape = model.cutter.shape
     cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
@@ -118,14 +116,15 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], so
     pairs = [(axis, method) for method in methods for axis in cuts.plans if axis in scoring_methods.get(method).axes]
     ways = [({axis: method}, axis, method) for axis, method in sorted(pairs, key=lambda pair: pair[0])]
     order = {'hidden': 'position'} if has_learned_basis(source) else {}
-    best = {axis: 'activation' for axis in cuts.plans} | BEST | order
+    best = dict.fromkeys(cuts.plans, 'activation') | BEST | order
     for chosen, axes, by in [*ways, (best, 'all', 'block importance + activation')]:
         cuts.choose(chosen)
         record = {'axes': axes, 'scores': by, 'cut': held_out_loss(model, work, sizes)}
-        for left_alone in ((), ('hidden',)) if axes == 'all' else ((),):
-            cuts.choose(chosen)
-            cuts.compensate(left_alone=left_alone)
-            record[' but for '.join(('compensated', *left_alone))] = held_out_loss(model, work, sizes)
+        cuts.compensate(at_once=Compensation)
+        record['compensated at once'] = held_out_loss(model, work, sizes)
+        cuts.choose(chosen)
+        cuts.compensate()
+        record['compensated'] = held_out_loss(model, work, sizes)
         result['cuts'].append(record)
         sys.stderr.write(f'{record}\n')
     return result
@@ -133,11 +132,8 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], so
 
 def table(result: Mapping[str, Any]) -> str:
     """The losses as markdown, with the source's."""
-    ways = ('cut', 'compensated', 'compensated but for hidden')
-    rows = [
-        [cut['axes'], cut['scores'], *(f'{cut[way]:.2f}' if way in cut else '' for way in ways)]
-        for cut in result['cuts']
-    ]
+    ways = ('cut', 'compensated at once', 'compensated')
+    rows = [[cut['axes'], cut['scores'], *(f'{cut[way]:.2f}' for way in ways)] for cut in result['cuts']]
     losses = markdown_table(['axes cut', 'scores', 'loss', *ways[1:]], rows)
     return f'source: {result["source"]:.2f}\n\n{losses}'
 

@@ -25,16 +25,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quality_source import QUICK, make_demo_inputs, make_source
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmshearing.cut.one_shot import compensate_for
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
 from llmshearing.cut.text import Text, token_batches, read_texts
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks.axes import AxisPlan, finalize_masks
+from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.in_order import compensate_in_order
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
@@ -48,16 +50,16 @@ SHARES = {0.8: 0.875, 0.6: 0.75, 0.4: 0.625}
 QUICK_SHARES = {0.87: 0.875, 0.75: 0.75, 0.65: 0.625}  # the toy is embeddings mostly
 AXES = ('layer', 'hidden', 'intermediate')
 SEQUENCES = 8
-ALL, WIDTHS, NOTHING = 'all', 'widths', 'nothing'  # what is compensated
+IN_ORDER, AT_ONCE, NOT = 'in order', 'at once', 'not'  # how it is compensated
 # name: scores, rotated, compensated
 WAYS = {
-    'cut': ('activation', True, ALL),
-    'without rotation': ('activation', False, ALL),
-    'without merging of layers': ('activation', True, WIDTHS),
-    'without any compensation': ('activation', True, NOTHING),
-    'without rotation and compensation': ('activation', False, NOTHING),
-    'by Taylor, without either': ('taylor', False, NOTHING),
-    'by magnitude, without either': ('magnitude', False, NOTHING),
+    'cut': ('activation', True, IN_ORDER),
+    'without rotation': ('activation', False, IN_ORDER),
+    'compensated all at once, and layers not': ('activation', True, AT_ONCE),
+    'without any compensation': ('activation', True, NOT),
+    'without rotation and compensation': ('activation', False, NOT),
+    'by Taylor, without either': ('taylor', False, NOT),
+    'by magnitude, without either': ('magnitude', False, NOT),
 }
 
 
@@ -79,8 +81,16 @@ class Basis:
         cutter.model.load_state_dict(self.weights)
         cutter.norm_energies = self.energies if 'hidden' in plans else None
         masks = finalize_masks(plans, self.scores[scores])
-        if compensated != NOTHING:
-            compensate_for(self.calibration, masks, merge_layers=compensated == ALL)
+        if compensated == IN_ORDER:
+            compensate_in_order(self.calibration, masks)
+        elif compensated == AT_ONCE:
+            cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
+            watching = Compensation(cutter, masks)
+            for batch, _ in self.calibration.passes():
+                with torch.no_grad():
+                    self.calibration.loss_of(batch)
+            watching.stop()
+            watching.apply(masks)
         cutter.set_masks(masks)
         return cutter.model
 

@@ -152,13 +152,6 @@ GROUPS: dict[str, list[Arm]] = {
             more_steps=1.15,
         ),
         Arm(
-            'one-shot activation, one run, compensated but for hidden dimensions, 15% more steps',
-            {**ONE_SHOT, 'compensate': True, 'variant': 'hidden left alone'},
-            1.0,
-            prune_decay=0.1,
-            more_steps=1.15,
-        ),
-        Arm(
             'one-shot activation in three stages, compensated, 4% more steps',
             {**ONE_SHOT, 'compensate': True},
             1.0,

@@ -204,16 +204,6 @@ class KeptScores(TargetedPruning):
         self.learner.decay = 1.0
 
 
-class HiddenLeftAlone(TargetedPruning):
-    """What hidden dimensions carried is not taken over by those that stay; what other units carried is."""
-
-    def _watch(self, state: State) -> None:
-        plans = self.plans
-        self.plans = {axis: plan for axis, plan in plans.items() if axis != 'hidden'}
-        super()._watch(state)
-        self.plans = plans
-
-
 class GradientsOfHiddenDimensions(TargetedPruning):
     """Gradients on the way count for hidden dimensions as they do for other units."""
 
@@ -286,7 +276,6 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'late schedule': LateSchedule,
     'depth first': DepthFirst,
     'kept scores': KeptScores,
-    'hidden left alone': HiddenLeftAlone,
     'gradients of hidden dimensions': GradientsOfHiddenDimensions,
     'all layers at once': AllLayersAtOnce,
     'merged experts': MergedExperts,

@@ -43,7 +43,8 @@ def read_planned_run(path: str) -> tuple[str | None, dict[str, Any], dict[str, A
         'seq_len': run.get('max_seq_len'),
         'precision': run.get('precision'),
         'freeze_weights': _switch(pruning, 'algorithms.targeted_pruning.freeze_weights', path),
-        'compensate': _switch(pruning, 'algorithms.targeted_pruning.compensate', path),
+        'compensate': _switch(pruning, 'algorithms.targeted_pruning.compensate', path)
+        and pruning.get('mask_learning') != 'one_shot',  # which compensates before there are gradients
         'teacher': _section(algorithms, 'algorithms.distillation', path).get('teacher'),
         'notes': [],
     }

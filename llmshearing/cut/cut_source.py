@@ -19,7 +19,6 @@ from tqdm import tqdm
 from llmshearing.checkpoints.weight_files import find_weights
 from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.compat.transformers import read_tokenizer
-from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.result import CutResult
@@ -38,7 +37,6 @@ from llmshearing.masks.state import PruningState
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import read_source_files
 from llmshearing.rotation.in_memory import Rotated, rotate_in_memory
 from llmshearing.utils.files import refuse_unwritable
@@ -131,11 +129,9 @@ def _cut(
         fixed = f', {rotated.fixed_axes} axes fixed' if rotated.fixed_axes else ''
         report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
     calibration = Calibration(Cutter(model), batches, seed=settings.seed)
-    layers = range(plan.target.num_hidden_layers)
-    compensating = settings.compensate * len(layers_by_pass(shape_of(plan.config), plan.axes, layers))
-    passes = len(batches) * (len({plan.scores[axis] for axis in plan.axes}) + 1 + compensating)
-    with stage_bar(decoder, 'choosing', passes, progress):
-        pruning = prune_in_one_shot(calibration, plan.target, plan.scores, settings.compensate)
+    passes = len(batches) * (len({plan.scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
+    with stage_bar(decoder, 'choosing', passes + settings.compensate * plan.config.num_hidden_layers, progress) as bar:
+        pruning = prune_in_one_shot(calibration, plan.target, plan.scores, settings.compensate, bar.update)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
         after = losses_of(model, texts, plan.sequences_per_pass)
     report(f'cut: {_in_words(after)} nats per token')
@@ -152,7 +148,7 @@ def _cut(
 
 
 @contextlib.contextmanager
-def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterator[None]:
+def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterator[tqdm]:
     """Shows how many passes over the decoder a stage has done while the block runs, where stderr is a terminal.
 
     Args:
@@ -163,7 +159,7 @@ def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterat
     """
     with tqdm(total=passes, desc=name, leave=False, disable=None if shown else True) as bar:
         with decoder.register_forward_hook(lambda *_: bar.update()):
-            yield
+            yield bar
 
 
 def _check_place(output: Path, plan: PlannedCut) -> None:

@@ -7,21 +7,18 @@ weights nothing, by the same learner, scores and compensation, and it gives the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
-from llmshearing.cut.memory import layers_by_pass
-from llmshearing.masks.compensation import TOKENS, Compensation
 from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.in_order import compensate_in_order
 from llmshearing.masks.learner import LearnerSettings, build_learner
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import kept_units
 
-__all__ = ['Measured', 'choose_in_one_shot', 'compensate_for', 'measure_units', 'prune_in_one_shot']
+__all__ = ['Measured', 'choose_in_one_shot', 'measure_units', 'prune_in_one_shot']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,11 @@ class Measured:
 
 
 def prune_in_one_shot(
-    calibration: Calibration, target: ModelShape, scores: str | Mapping[str, str], compensate: bool = True
+    calibration: Calibration,
+    target: ModelShape,
+    scores: str | Mapping[str, str],
+    compensate: bool = True,
+    layer_done: Callable[[], object] = lambda: None,
 ) -> PruningState:
     """Chooses the target's units of a model and sets the masks; with ``compensate``, changes its weights for them.
 
@@ -46,13 +47,14 @@ def prune_in_one_shot(
         calibration (Calibration): The model, in evaluation mode, and the batches that units are chosen by.
         target (ModelShape): Shape to cut to.
         scores (str | Mapping[str, str]): As for :func:`~llmshearing.masks.scores.method_by_axis`.
-        compensate (bool): See :mod:`~llmshearing.masks.compensation`; over the calibration batches. Default: ``True``.
+        compensate (bool): See :mod:`~llmshearing.masks.in_order`; over the calibration batches. Default: ``True``.
+        layer_done (Callable): Called for every layer that is compensated. Default: nothing.
 
     Returns:
         PruningState: What was chosen and by what, for an export; the masks are set on ``calibration.cutter``.
     """
     methods = method_by_axis(scores, plan_masks(calibration.cutter.model.config, target))
-    return choose_in_one_shot(calibration, target, measure_units(calibration, methods), compensate)
+    return choose_in_one_shot(calibration, target, measure_units(calibration, methods), compensate, layer_done)
 
 
 def measure_units(calibration: Calibration, methods: Mapping[str, str]) -> Measured:
@@ -67,7 +69,11 @@ def measure_units(calibration: Calibration, methods: Mapping[str, str]) -> Measu
 
 
 def choose_in_one_shot(
-    calibration: Calibration, target: ModelShape, measured: Measured, compensate: bool = True
+    calibration: Calibration,
+    target: ModelShape,
+    measured: Measured,
+    compensate: bool = True,
+    layer_done: Callable[[], object] = lambda: None,
 ) -> PruningState:
     """As :func:`prune_in_one_shot`, of a source that has been measured along all axes that the target cuts."""
     cutter, pruning = calibration.cutter, PruningState('one_shot')
@@ -80,52 +86,6 @@ def choose_in_one_shot(
         pruning.norm_energies = measured.energies
     cutter.norm_energies = pruning.norm_energies
     if compensate:
-        compensate_for(calibration, pruning.final_masks())
+        compensate_in_order(calibration, pruning.final_masks(), layer_done=layer_done)
     cutter.set_masks(pruning.final_masks())
     return pruning
-
-
-@torch.no_grad()
-def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True) -> None:
-    """Changes the weights so that the units that ``masks`` keep take over from the others.
-
-    What is added up over the tokens is the square of a layer's widths, which of all layers is more than a large model.
-    So a pass over the text sees to some layers, the last ones first: what the layers before them compute is still what
-    the source computes, and the result is that of a single pass, to the bit.
-
-    Args:
-        calibration (Calibration): The model, and the batches that are looked at, up to
-            :data:`~llmshearing.masks.compensation.TOKENS` tokens.
-        masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
-        merge_layers (bool): Also put what layers add that go into the MLPs before them. Default: ``True``.
-    """
-    cutter = calibration.cutter
-    cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
-    modules = list(cutter.family.modules(cutter.shape.num_hidden_layers))
-    embedding = cutter.family.embedding_path
-    paths = {path for path, _, layer in modules if layer is None} - {embedding}
-    passes = list(layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers)))
-    for number, layers in enumerate(passes):
-        paths |= {path for path, _, layer in modules if layer in layers}
-        if number == len(passes) - 1:  # no pass sees what it changes
-            paths.add(embedding)
-        _compensate(calibration, masks, merge_layers, paths)
-        paths = set()
-    cutter.set_masks(None)
-
-
-def _compensate(
-    calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool, paths: Collection[str]
-) -> None:
-    """One pass over the text, which changes these modules."""
-    watching = Compensation(calibration.cutter, masks, coming=masks if merge_layers else None, paths=paths)
-    seen = 0
-    try:
-        for part, _ in calibration.passes():
-            if seen >= TOKENS:
-                break
-            calibration.loss_of(part)
-            seen += part['input_ids'].numel()
-    finally:
-        watching.stop()
-    watching.apply(masks)

@@ -143,7 +143,8 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
     sequences = max(1, TOKENS_PER_PASS // length)
     methods, in_file = {scores[axis] for axis in axes}, bool(scratch) and device == 'cpu'
-    memory = memory_needed(config, shape, axes, computed_in, sequences, length, methods, settings.compensate, in_file)
+    pass_sizes = (sequences, length, settings.tokens)
+    memory = memory_needed(config, shape, axes, computed_in, *pass_sizes, methods, settings.compensate, in_file)
     return PlannedCut(
         folder=folder,
         config=config,

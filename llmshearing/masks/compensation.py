@@ -1,4 +1,6 @@
-"""Compensation: what a unit carried is taken over by the units that stay, at the moment it goes.
+"""Compensation while units go a few at a time: what a unit carried is taken over by the units that stay.
+
+A cut that is made at once is compensated in running order instead (:mod:`~llmshearing.masks.in_order`).
 
 A projection that reads ``x`` and loses its inputs G keeps the inputs K. The best it can do without G is to read what K
 tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens of a training batch,
@@ -17,14 +19,13 @@ run does the same. Under FSDP2 every rank changes the columns of its own rows. A
 stays as it is, since what helps the one would harm the other; but where a model multiplies embeddings by the root of
 its width (Gemma), they are made larger as the width falls, as what layers add stays as large as it was, and the gain
 before a head that is the embedding smaller by as much. Routed experts are left as they are, too, each of which
-sees few tokens; routers and shared experts are compensated. Nothing reads a layer alone; where layers go all at once,
-see :mod:`~llmshearing.masks.layer_merging`.
+sees few tokens; routers and shared experts are compensated. Nothing reads a layer alone, so layers go without.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,14 +34,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
-from llmshearing.masks.layer_merging import LayerMerging, solve_ridge
 from llmshearing.models.cuttable import Cutter, one_rank
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
 from llmshearing.models.roles import Linear, Norm, PerUnit, Whole, expert_of
 
-__all__ = ['Compensation', 'regress']
+__all__ = ['RIDGE', 'TOKENS', 'Compensation', 'keep_embedding_size', 'regress', 'rescale']
 
 RIDGE = 0.2  # of the mean square of the inputs that stay, times their number per token
 TOKENS = 16_384  # watching more costs more than it tells
@@ -53,19 +53,9 @@ class Compensation:
         cutter (Cutter): Of a model under the masks of the batch, all zero or one.
         axes (Iterable[str]): Axes whose units may go.
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
-        coming (Mapping[str, Tensor] | None): The masks that :meth:`apply` will get, where they are known before the
-            batch and nothing is gone yet: layers that go are then merged into those before them. Default: ``None``.
-        paths (Container[str] | None): Modules whose weights may change. Default: all.
     """
 
-    def __init__(
-        self,
-        cutter: Cutter,
-        axes: Iterable[str],
-        tokens: int = TOKENS,
-        coming: Mapping[str, Tensor] | None = None,
-        paths: Container[str] | None = None,
-    ):
+    def __init__(self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS):
         self.tokens, self._model, self._cutter = tokens, cutter.model, cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
         self._seen: dict[str, int] = {}
@@ -75,17 +65,11 @@ class Compensation:
         if cutter.plan is None or cutter.masks is None:
             raise ValueError('compensation watches a batch under masks: call set_masks first.')
         self._before, self._width = dict(cutter.plan.cuts()), cutter.plan.hidden_count()
-        self._paths = paths
-        self._inputs = {
-            path: self._present(path, cut) for path, cut in self._watched(set(axes)) if paths is None or path in paths
-        }
+        self._inputs = {path: self._present(path, cut) for path, cut in self._watched(set(axes))}
         self._handles = [
             self._model.get_submodule(path).register_forward_pre_hook(partial(self._watch, path))
             for path in self._inputs
         ]
-        self._merging = None
-        if coming is not None and 'layer' in coming:
-            self._merging = LayerMerging(cutter, coming['layer'], tokens, paths)
         self._handles += [
             self._model.register_forward_pre_hook(lambda *_: self._begin(True)),
             self._model.register_forward_hook(lambda *_: self._begin(False), always_call=True),
@@ -95,8 +79,6 @@ class Compensation:
         """Stops watching."""
         for handle in self._handles:
             handle.remove()
-        if self._merging is not None:
-            self._merging.stop()
 
     @torch.no_grad()
     def apply(self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None] = one_rank, ranks: int = 1) -> None:
@@ -108,8 +90,6 @@ class Compensation:
                 Default: there is one rank.
             ranks (int): How many ranks there are. Default: ``1``.
         """
-        if self._merging is not None:
-            self._merging.apply(RIDGE, reduce, ranks)
         device = next(self._model.parameters()).device
         plan = CutPlan(self._cutter.family, self._cutter.shape, masks, device)
         after = dict(plan.cuts())
@@ -129,9 +109,9 @@ class Compensation:
                 shares = regress(total, stays, goes, self._seen[path] * ranks)
                 self._take_over(path, places[stays], places[goes], shares)
             elif isinstance(role, Norm):
-                self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt(), role.offset)
-        if self._cutter.family.scales_embedding:
-            self._scale_embedding(math.sqrt(self._width / plan.hidden_count()))
+                gain = self._model.get_parameter(f'{path}.weight')
+                rescale(gain, (total[stays].mean() / total[present].mean()).sqrt(), role.offset)
+        keep_embedding_size(self._cutter, plan.hidden_count(), self._width)
 
     def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
         family = self._cutter.family
@@ -168,8 +148,6 @@ class Compensation:
 
     def _begin(self, is_forward: bool) -> None:
         self._is_forward, self._last = is_forward, (None, '')
-        if self._merging is not None:
-            self._merging.is_forward = is_forward
 
     def _watch(self, path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not self._is_forward:
@@ -200,18 +178,22 @@ class Compensation:
             change = weight.index_select(1, goes).float() @ shares
             weight.index_add_(1, stays, change.to(weight.dtype))
 
-    def _scale_embedding(self, factor: float) -> None:
-        family = self._cutter.family
-        path = family.embedding_path
-        if factor == 1 or self._paths is not None and path not in self._paths:
-            return
-        _local(self._model.get_parameter(f'{path}.weight')).mul_(factor)
-        if self._model.config.tie_word_embeddings:
-            self._rescale(family.final_norm_path, 1 / factor, family.norm_offset)
 
-    def _rescale(self, path: str, factor: Tensor | float, offset: float) -> None:
-        gain = _local(self._model.get_parameter(f'{path}.weight'))
-        gain.copy_((gain.float() + offset) * factor - offset)
+def keep_embedding_size(cutter: Cutter, kept: int, before: int | None = None) -> None:
+    """Changes the weights of a family that multiplies embeddings by the root of its width as the width falls.
+
+    Args:
+        cutter (Cutter): Of the model.
+        kept (int): Hidden dimensions that stay.
+        before (int | None): Hidden dimensions there were. Default: the source's.
+    """
+    family, model = cutter.family, cutter.model
+    factor = math.sqrt((before or cutter.shape.hidden_size) / kept)
+    if factor == 1 or not family.scales_embedding:
+        return
+    _local(model.get_parameter(f'{family.embedding_path}.weight')).mul_(factor)
+    if model.config.tie_word_embeddings:
+        rescale(model.get_parameter(f'{family.final_norm_path}.weight'), 1 / factor, family.norm_offset)
 
 
 def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tensor:
@@ -227,7 +209,15 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
         Tensor: float32 [inputs that go, inputs that stay].
     """
     rows = products[stays].double()
-    return solve_ridge(rows[:, stays], rows[:, goes], RIDGE, tokens).T.float()
+    squares = rows[:, stays]
+    squares.diagonal().add_(RIDGE * len(squares) / tokens * squares.diagonal().mean())
+    return torch.cholesky_solve(rows[:, goes], torch.linalg.cholesky(squares)).T.float()
+
+
+def rescale(parameter: Tensor, factor: Tensor | float, offset: float) -> None:
+    """Multiplies a gain in use, which is the parameter [dimension] with ``offset`` added."""
+    gain = _local(parameter)
+    gain.copy_((gain.float() + offset) * factor - offset)
 
 
 def _local(parameter: Tensor) -> Tensor:

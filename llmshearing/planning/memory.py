@@ -29,15 +29,7 @@ from llmshearing.utils.checks import is_integer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = [
-    'MemoryEstimate',
-    'PRECISIONS',
-    'SHARDING',
-    'TrainingSetup',
-    'compensation_bytes',
-    'estimate_memory',
-    'merging_bytes',
-]
+__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'compensation_bytes', 'estimate_memory']
 
 SHARDING = ('ddp', 'fsdp2')
 PRECISIONS = ('amp_bf16', 'fp32')
@@ -205,14 +197,6 @@ def compensation_bytes(shape: ModelShape, masked_axes: Collection[str], tied: bo
     }
     watched = [name for name in readers if set(DIMENSIONS[name].axes) & set(masked_axes)]
     return sum(MASTER * readers[name] * DIMENSIONS[name].size(shape) ** 2 for name in watched)
-
-
-def merging_bytes(shape: ModelShape, kept_layers: int) -> int:
-    """Bytes of the sums by which layers of a source that go all at once are merged into those before them, at most."""
-    if shape.num_experts:
-        return 0
-    runs = min(kept_layers, shape.num_hidden_layers - kept_layers)
-    return MASTER * runs * shape.intermediate_size * (shape.intermediate_size + shape.hidden_size)
 
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:

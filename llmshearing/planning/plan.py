@@ -22,9 +22,9 @@ from llmshearing.models.counting import (
 )
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, merging_bytes
+from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from llmshearing.planning.serving import neighbours, serving_warnings
-from llmshearing.utils.numbers import multiples_beside, with_unit
+from llmshearing.utils.numbers import multiples_beside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -91,7 +91,7 @@ def make_plan(
         kept = count_parameters(layout, target).total / count_parameters(layout, source).total
         guidance = shape_guidance(source, target, kept)
         notes = [f'{each} `llmshearing search` compares shapes of this size.' for each in guidance]
-    notes += _memory_notes(layout, source, target, setup, freeze_weights, teacher is not None, compensate)
+    notes += _memory_notes(layout, source, setup, freeze_weights, teacher is not None)
     return {
         'model_type': config.model_type,
         'setup': dataclasses.asdict(setup),
@@ -118,13 +118,7 @@ def _describe_cut(source: ModelShape, axis: str, rows: AxisPlan) -> dict[str, An
 
 
 def _memory_notes(
-    layout: Layout,
-    source: ModelShape,
-    target: ModelShape | None,
-    setup: TrainingSetup,
-    freeze_weights: bool,
-    distilled: bool,
-    compensate: bool,
+    layout: Layout, source: ModelShape, setup: TrainingSetup, freeze_weights: bool, distilled: bool
 ) -> list[str]:
     """What the estimates leave out, or count differently."""
     notes = []
@@ -132,12 +126,6 @@ def _memory_notes(
         notes.append(
             'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '
             'the weights were trained.'
-        )
-    merged = 0 if target is None else merging_bytes(source, target.num_hidden_layers)
-    if compensate and merged:
-        notes.append(
-            f'compensate: with mask_learning: one_shot, layers that go are merged into those before them; the sums for '
-            f'that, up to {with_unit(merged, "B")} per GPU during the first batch, are not counted.'
         )
     if distilled:
         vocabulary = layout.embedding.size(source) // source.hidden_size

@@ -14,10 +14,10 @@ BATCHES = 3
 
 
 class ShortOfMemory(Callback):
-    """Lets the first attempt at the second batch run out of memory: after the backward pass, or in the optimizer."""
+    """Lets the first attempt at a batch run out of memory: after the backward pass, or in the optimizer."""
 
-    def __init__(self, place, optimizer):
-        self.place, self.failed, self.step = place, False, optimizer.step
+    def __init__(self, place, optimizer, batch=1):
+        self.place, self.failed, self.step, self.batch = place, False, optimizer.step, batch
         optimizer.step = self.step_or_fail
 
     def fail(self):
@@ -25,14 +25,14 @@ class ShortOfMemory(Callback):
         raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
 
     def after_backward(self, state, logger):
-        if self.place == 'backward' and state.timestamp.batch.value == 1 and not self.failed:
+        if self.place == 'backward' and state.timestamp.batch.value == self.batch and not self.failed:
             self.fail()
 
     def step_or_fail(self, closure):
 
         def once():
             loss = closure()
-            if self.place == 'step' and self.state.timestamp.batch.value == 1 and not self.failed:
+            if self.place == 'step' and self.state.timestamp.batch.value == self.batch and not self.failed:
                 self.fail()
             return loss
 
@@ -43,7 +43,7 @@ class ShortOfMemory(Callback):
         state.auto_microbatching = True  # Composer offers it on GPUs only
 
 
-def run(source, mask_learning, place=None, **settings):
+def run(source, mask_learning, place=None, batch=1, eval_dataloader=None, **settings):
     """Trains some batches; returns learner, logged expected counts, the masks of every attempt, and the model."""
     model, log = ShearedCausalLM(tiny_tokenizer(), str(source)), InMemoryLogger()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -56,7 +56,8 @@ def run(source, mask_learning, place=None, **settings):
         optimizers=optimizer,
         schedulers=None,
         loggers=[log],
-        callbacks=[ShortOfMemory(place, optimizer)],
+        eval_dataloader=eval_dataloader,
+        callbacks=[ShortOfMemory(place, optimizer, batch)],
     )
     attempts, training_masks = [], pruning.training_masks
 
@@ -88,10 +89,12 @@ def test_a_second_attempt_has_the_same_masks_and_one_update(source, mask_learnin
 
 
 @pytest.mark.parametrize('place', ['backward', 'step'])
-def test_a_second_attempt_is_compensated_once(source, place):
-    *_, model = run(source, 'progressive', compensate=True)
-    *_, again = run(source, 'progressive', place, compensate=True)
-    *_, without = run(source, 'progressive')
+@pytest.mark.parametrize(('mask_learning', 'batch'), [('progressive', 1), ('one_shot', 0)])
+def test_a_second_attempt_is_compensated_once(source, mask_learning, batch, place):
+    settings = {'mask_learning': mask_learning, 'eval_dataloader': sequences_spec(8, 4)}
+    *_, model = run(source, compensate=True, **settings)
+    *_, again = run(source, place=place, batch=batch, compensate=True, **settings)
+    *_, without = run(source, **settings)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(again.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(without.model.lm_head.weight, model.model.lm_head.weight, rtol=1e-3, atol=1e-3)

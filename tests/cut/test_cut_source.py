@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llmshearing import cli
 from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.cut import cut_source as stages
-from llmshearing.cut import memory
 from llmshearing.cut import plan as plans
 from llmshearing.cut import source as sources
 from llmshearing.cut.cut_source import cut_source
@@ -159,7 +158,6 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     cut(place, tmp_path / 'whole')
     opened = []
     monkeypatch.setattr(plans, 'WHOLE_UP_TO', 10_000)
-    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 1)
     monkeypatch.setattr(sources, 'open_in_file', lambda *a: opened.append(a[0].name) or open_in_file(*a))
     monkeypatch.setattr(stages, 'verify_folder', lambda *_: pytest.fail('the folder was opened in float32'))
     result = cut(place, tmp_path / 'paged')
@@ -173,8 +171,11 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     assert one == other
     whole, paged = (load_file(folder / 'model.safetensors') for folder in outputs)
     assert whole.keys() == paged.keys()
-    for name, tensor in whole.items():  # kernels go by the place of a weight in memory
-        torch.testing.assert_close(paged[name], tensor, atol=1e-5, rtol=1e-4)
+    for (
+        name,
+        tensor,
+    ) in whole.items():  # kernels go by a weight's place in memory, and fits hand on what they round
+        assert (paged[name] - tensor).norm() < 1e-4 * tensor.norm(), name
     assert 'every tensor read back and compared' in '\n'.join(result.lines())
     assert f'meanwhile {with_unit(4 * result.plan.source_parameters, "B")}' in result.plan.lines()[-1]
     usage, needed = shutil.disk_usage(tmp_path), result.plan.bytes + result.plan.scratch

@@ -6,18 +6,15 @@ from safetensors.torch import load_file
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.cut import memory
-from llmshearing.cut.one_shot import compensate_for, prune_in_one_shot
+from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.export.model import export_model
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.targets import target_shape
-from llmshearing.models.units import mask_shapes
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
-MASKED = ('layer', 'hidden', 'intermediate')
 SCORES = {'layer': 'block_importance', 'hidden': 'activation', 'kv_group': 'activation', 'intermediate': 'activation'}
 
 
@@ -63,28 +60,3 @@ def test_compensation_changes_the_weights_and_can_be_left_out(tmp_path):
         weights[compensate] = model.model.layers[0].mlp.down_proj.weight.clone()
     original = open_strictly(source).model.layers[0].mlp.down_proj.weight
     assert torch.equal(weights[False], original) and not torch.equal(weights[True], original)
-
-
-@pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gemma2', 'qwen3_moe'])
-def test_layers_compensated_pass_by_pass_are_those_of_a_single_pass(tmp_path, monkeypatch, variant):
-    source = tiny_source(tmp_path / 'source', variant, num_hidden_layers=6)
-    batches = list(sequences_spec(8, 4).dataloader)
-    weights = {}
-    for at_once in (10**9, 1):
-        model = open_strictly(source).requires_grad_(False)
-        cutter, passes = Cutter(model), []
-        model.register_forward_hook(lambda *_: passes.append(1))
-        masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in MASKED}
-        masks['hidden'][::3], masks['intermediate'][:, ::2] = 0, 0
-        masks['layer'][[1, 2, 4]] = 0
-        monkeypatch.setattr(memory, 'SUMS_AT_ONCE', at_once)
-        compensate_for(Calibration(cutter, batches), masks)
-        assert len(passes) == (3 if at_once == 1 else 1) * len(batches)
-        weights[at_once] = model.state_dict()
-    original = open_strictly(source).state_dict()
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[10**9].items())
-    changed = {name for name, tensor in original.items() if not torch.equal(tensor, weights[1][name])}
-    assert {int(name.split('.')[2]) for name in changed if '.layers.' in name} == {0, 3, 5}
-    assert ('lm_head.weight' in changed) == (
-        variant != 'llama-tied'
-    )  # Gemma's is larger, as embeddings follow the width

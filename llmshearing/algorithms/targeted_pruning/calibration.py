@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,13 +22,14 @@ from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.in_order import compensate_in_order
 from llmshearing.masks.scores import RECOMMENDED, Calibration, score_units
 from llmshearing.masks.state import PruningState
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.utils.interleave import interleave
 from llmshearing.utils.ranks import from_rank_0
 
-__all__ = ['calibrate', 'calibration_batches']
+__all__ = ['calibrate', 'calibration_batches', 'compensate_cut']
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +65,7 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
         if 'hidden' in pruning.plans:
             log.warning('Gains of norms will not make up for the hidden dimensions that go: %s', problem)
         return
-
-    def loss(batch: Any) -> Tensor:
-        with get_precision_context(state.precision, state.precision_config):
-            return model.loss(model(batch), batch)
-
-    # What `auto` finds to fit is known once a batch has been trained; the size has no say in the result.
-    microbatch_size = 1 if state.auto_microbatching else math.ceil(state.device_train_microbatch_size or 0) or None
-    calibration = Calibration(model.cutter, batches, loss, average_over_ranks, settings.seed, microbatch_size)
+    calibration = _calibration_on(batches, state, model, settings.seed)
     was_training = model.training
     model.eval()
     if methods:
@@ -78,6 +73,38 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
         log.info('Scored units by %s on %d batches.', methods, len(batches))
     if 'hidden' in pruning.plans:
         pruning.norm_energies = norm_energies(calibration)
+    model.train(was_training)
+
+
+def _calibration_on(batches: Sequence[Any], state: State, model: ShearedCausalLM, seed: int) -> Calibration:
+    """The run's model and this rank's share of some batches, as a :class:`~llmshearing.masks.scores.Calibration`."""
+
+    def loss(batch: Any) -> Tensor:
+        with get_precision_context(state.precision, state.precision_config):
+            return model.loss(model(batch), batch)
+
+    # What `auto` finds to fit is known once a batch has been trained; the size has no say in the result.
+    microbatch_size = 1 if state.auto_microbatching else math.ceil(state.device_train_microbatch_size or 0) or None
+    return Calibration(model.cutter, batches, loss, average_over_ranks, seed, microbatch_size)
+
+
+def compensate_cut(
+    pruning: PruningState, state: State, model: ShearedCausalLM, masks: Mapping[str, Tensor], seed: int
+) -> None:
+    """Fits what a cut leaves to the source (:mod:`~llmshearing.masks.in_order`) on the batch that is to be trained.
+
+    Args:
+        pruning (PruningState): Knows what the gains of norms follow.
+        state (State): Of the run.
+        model (ShearedCausalLM): The run's, not wrapped by DDP.
+        masks (Mapping[str, Tensor]): Zeros and ones by axis.
+        seed (int): Of the run.
+    """
+    model.cutter.norm_energies = pruning.norm_energies
+    precision = partial(get_precision_context, state.precision, state.precision_config)
+    was_training = model.training
+    model.eval()
+    compensate_in_order(_calibration_on([state.batch], state, model, seed), masks, dist.get_world_size(), precision)
     model.train(was_training)
 
 

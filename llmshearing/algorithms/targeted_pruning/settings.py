@@ -59,9 +59,9 @@ class PruningSettings(LearnerSettings):
             computed from. Default: ``8``.
         warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final one.
             Default: ``'0.2dur'``, as in the paper.
-        compensate (bool): When units go, change the weights that read them so that the units that stay take over what
-            can be told from them: see :mod:`~llmshearing.masks.compensation`. With
-            ``progressive`` and ``one_shot``, which then cuts after its first batch. Default: ``False``.
+        compensate (bool): When units go, change the weights that stay so that they take over what can be told from
+            them of those that go: with ``progressive`` by :mod:`~llmshearing.masks.compensation`, with ``one_shot`` by
+            :mod:`~llmshearing.masks.in_order`, on the first batch before it is trained. Default: ``False``.
         follow_schedule (bool): Scale the learner's rates with the weights' learning-rate schedule. Default: ``True``.
         freeze_masks_after (str | Time | None): From then on the masks are fixed to exactly the target's units and only
             the weights train. Default: ``None``, never before the end.

@@ -23,7 +23,7 @@ from llmshearing.algorithms.targeted_pruning.agreement import (
     average_over_ranks,
     take_from_rank_0,
 )
-from llmshearing.algorithms.targeted_pruning.calibration import calibrate
+from llmshearing.algorithms.targeted_pruning.calibration import calibrate, compensate_cut
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
@@ -111,7 +111,10 @@ class TargetedPruning(PruningState, Algorithm):
             if state.timestamp.batch.value == 0:
                 calibrate(self, state, _model(state), self.settings)
         elif event == Event.BEFORE_TRAIN_BATCH:
-            self._install(state, self.training_masks(state), self.settings.multiple_of)
+            was_cut, masks = self.frozen_masks is not None, self.training_masks(state)
+            if self.settings.compensate and not (was_cut or self.learner.follows_warmup or state.timestamp.batch > 0):
+                compensate_cut(self, state, _model(state), masks, self.settings.seed)
+            self._install(state, masks, self.settings.multiple_of)
             self._watch(state)
         elif event == Event.AFTER_TRAIN_BATCH:
             add_missing_gradients(state.optimizers)
@@ -121,9 +124,7 @@ class TargetedPruning(PruningState, Algorithm):
         elif event == Event.BATCH_END:
             self._compensate(state)
         elif event == Event.EVAL_START:
-            is_unscored = (
-                self.settings.scores is not None and self._may_be_unscored and state.timestamp.batch.value == 0
-            )
+            is_unscored = self._may_be_unscored and self.settings.scores is not None and state.timestamp.batch == 0
             masks = self._uncut() if is_unscored else self.evaluation_masks()  # uncut: nothing says yet what goes
             self._install(state, take_from_rank_0(masks, state.device))
             if self.has_open_widths:
@@ -141,8 +142,8 @@ class TargetedPruning(PruningState, Algorithm):
     def training_masks(self, state: State) -> dict[str, Tensor]:
         """Masks of the coming batch by axis: drawn, or frozen when their time has come; rank 0's on every rank."""
         batch = state.timestamp.batch.value
-        if self.settings.compensate and batch == 0:  # uncut: what units carry is seen before the first of them go
-            return self._uncut()
+        if self.settings.compensate and self.learner.follows_warmup and batch == 0:
+            return self._uncut()  # what units carry is seen before the first of them go
         if self.frozen_masks is None and self._is_frozen(state):
             self.frozen_masks = take_from_rank_0(self.final_masks(), state.device)
             log.info('Masks are frozen to the target from batch %d on.', batch)
@@ -198,9 +199,7 @@ class TargetedPruning(PruningState, Algorithm):
         self._watching = None
         may_cut = state.timestamp.batch.value == 0 or elapsed_share(state, self.settings.warmup) < 1.0
         if self.settings.compensate and self.frozen_masks is None and may_cut:
-            is_one_cut = not self.learner.follows_warmup
-            coming = take_from_rank_0(self.final_masks(), state.device) if is_one_cut else None
-            self._watching = Compensation(_model(state).cutter, self.plans, coming=coming)
+            self._watching = Compensation(_model(state).cutter, self.plans)
 
     def _compensate(self, state: State) -> None:
         """Makes the units that the coming batch keeps take over from those it does not; before it is evaluated."""
