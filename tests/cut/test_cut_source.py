@@ -171,10 +171,7 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     assert one == other
     whole, paged = (load_file(folder / 'model.safetensors') for folder in outputs)
     assert whole.keys() == paged.keys()
-    for (
-        name,
-        tensor,
-    ) in whole.items():  # kernels go by a weight's place in memory, and fits hand on what they round
+    for name, tensor in whole.items():  # kernels go by a weight's place in memory, and fits hand on what they round
         assert (paged[name] - tensor).norm() < 1e-4 * tensor.norm(), name
     assert 'every tensor read back and compared' in '\n'.join(result.lines())
     assert f'meanwhile {with_unit(4 * result.plan.source_parameters, "B")}' in result.plan.lines()[-1]
