@@ -55,8 +55,8 @@ def compensate_in_order(
     """Changes the weights so that the model computes under ``masks`` what it computes without them, as far as it can.
 
     Args:
-        calibration (Calibration): The model, in evaluation mode, and the batches that are looked at, up to
-            :data:`~llmshearing.masks.compensation.TOKENS` tokens.
+        calibration (Calibration): The model, in evaluation mode, and the batches to look at. Micro-batches after the
+            first :data:`~llmshearing.masks.compensation.TOKENS` tokens are passed over.
         masks (Mapping[str, Tensor]): Zeros and ones by axis; none are set afterwards.
         ranks (int): How many ranks look at batches of their own. Default: ``1``.
         precision (Callable): Gives the context to run layers in. Default: none.
