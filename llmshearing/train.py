@@ -97,7 +97,8 @@ def _foreign_place(error: BaseException) -> str | None:
     Our checks come first, so what is left are settings of parts that we do not know.
     """
     names = [frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [name for name in names if name not in ('llmshearing.train', '__main__')]
+    passed_on = {'llmshearing.train', '__main__'}
+    names = [n for n in names if n not in passed_on and n.partition('.')[0] not in sys.stdlib_module_names]
     is_ours = any(name.startswith('llmshearing.') for name in names)
     return None if had_begun(error) or is_ours or not names else names[-1]
 
