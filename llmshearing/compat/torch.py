@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ __all__ = [
     'TorchDispatchMode',
     'own_parameters',
     'place_in_file',
+    'reshard',
     'shut_down_workers',
     'tree_leaves',
     'usable_device',
@@ -61,6 +63,13 @@ def place_in_file(fake: FakeTensor) -> int:
     place = fake.untyped_storage()._checkpoint_offset
     assert place is not None
     return place
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees what FSDP2 gathered for a forward pass that no backward pass follows; the root keeps it otherwise."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def shut_down_workers(loader: DataLoader) -> None:

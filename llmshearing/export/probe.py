@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 from transformers import PretrainedConfig
 
+from llmshearing.compat.torch import reshard
 from llmshearing.compat.transformers import attention_implementation, attention_of, set_attention
 from llmshearing.models.source_config import layer_windows
 from llmshearing.utils.replaced import replaced
@@ -73,14 +73,8 @@ def probe_masked(cutter: Cutter, masks: Mapping[str, Tensor]) -> Probe:
     with torch.no_grad(), without_tf32, _own_attention(model.config):
         logits = model(ids, use_cache=False).logits
     model.train(was_training)
-    _reshard(model)
+    reshard(model)
     return Probe(logits.float().cpu(), logits.dtype, device.type != 'cpu')
-
-
-def _reshard(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 @contextlib.contextmanager

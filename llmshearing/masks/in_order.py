@@ -51,6 +51,7 @@ def compensate_in_order(
     ranks: int = 1,
     precision: Callable[[], AbstractContextManager] = nullcontext,
     layer_done: Callable[[], object] = lambda: None,
+    entered: Callable[[], object] = lambda: None,
 ) -> None:
     """Changes the weights so that the model computes under ``masks`` what it computes without them, as far as it can.
 
@@ -61,10 +62,12 @@ def compensate_in_order(
         ranks (int): How many ranks look at batches of their own. Default: ``1``.
         precision (Callable): Gives the context to run layers in. Default: none.
         layer_done (Callable): Called after every layer. Default: nothing.
+        entered (Callable): Called when the whole source has run, once. Default: nothing.
     """
     cutter = calibration.cutter
     with torch.no_grad(), precision():
         sides = _SideBySide(calibration, masks, ranks)
+        entered()
         kept = masks['layer'].tolist() if 'layer' in masks else [1.0] * cutter.shape.num_hidden_layers
         for layer, mask in enumerate(kept):
             if mask:

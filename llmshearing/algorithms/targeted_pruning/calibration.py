@@ -21,6 +21,7 @@ from torch import Tensor
 from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.checkpoints.rotated import has_learned_basis
+from llmshearing.compat.torch import reshard
 from llmshearing.masks.energies import norm_energies
 from llmshearing.masks.in_order import compensate_in_order
 from llmshearing.masks.scores import RECOMMENDED, Calibration, score_units
@@ -104,7 +105,13 @@ def compensate_cut(
     precision = partial(get_precision_context, state.precision, state.precision_config)
     was_training = model.training
     model.eval()
-    compensate_in_order(_calibration_on([state.batch], state, model, seed), masks, dist.get_world_size(), precision)
+    compensate_in_order(
+        _calibration_on([state.batch], state, model, seed),
+        masks,
+        dist.get_world_size(),
+        precision,
+        entered=partial(reshard, state.model),  # the root's weights are to be changed, not a copy of them
+    )
     model.train(was_training)
 
 
