@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.func import functional_call
 
-from llmshearing.masks.compensation import RIDGE, TOKENS, keep_embedding_size, rescale
+from llmshearing.masks.compensation import TOKENS, keep_embedding_size, rescale
 from llmshearing.masks.energies import relative_squares
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.cutting import CutPlan
@@ -42,6 +42,7 @@ from llmshearing.models.roles import Family, Linear, Norm
 
 __all__ = ['compensate_in_order']
 
+RIDGE = 4.0  # of the mean square of the inputs that stay, times their number per token: every projection is fitted
 ROWS = 8_192  # of a weight that are changed at a time
 
 
