@@ -34,6 +34,8 @@ __all__ = ['calibrate', 'calibration_batches', 'compensate_cut']
 
 log = logging.getLogger(__name__)
 
+ENOUGH_TOKENS = 8_192  # to fit a cut on; with 1,024 it gained nothing (benchmarks/results/ways_of_pruning.md)
+
 # Metrics of the loss that pruning trains on. Tasks of in-context learning have others, and in their batches labels mark
 # answers or are missing.
 METRICS = ('LanguageCrossEntropy', 'LanguagePerplexity')
@@ -101,6 +103,14 @@ def compensate_cut(
         masks (Mapping[str, Tensor]): Zeros and ones by axis.
         seed (int): Of the run.
     """
+    tokens = state.batch['input_ids'].numel() * dist.get_world_size()
+    if tokens < ENOUGH_TOKENS:
+        log.warning(
+            'compensate: what stays is fitted to the source on the first batch, which has %d tokens. With fewer than '
+            '%d that may gain nothing: take a larger batch, or cut by `llmshearing cut` and train from its folder.',
+            tokens,
+            ENOUGH_TOKENS,
+        )
     model.cutter.norm_energies = pruning.norm_energies
     precision = partial(get_precision_context, state.precision, state.precision_config)
     was_training = model.training
