@@ -42,14 +42,13 @@ from llmshearing.models.roles import Family, Linear, Norm
 
 __all__ = ['compensate_in_order']
 
-RIDGE = 4.0  # of the mean square of the inputs that stay, times their number per token: every projection is fitted
+RIDGE = 1 / 2048  # of the mean square of the inputs that stay, times their number; the tokens' number has no say
 ROWS = 8_192  # of a weight that are changed at a time
 
 
 def compensate_in_order(
     calibration: Calibration,
     masks: Mapping[str, Tensor],
-    ranks: int = 1,
     precision: Callable[[], AbstractContextManager] = nullcontext,
     layer_done: Callable[[], object] = lambda: None,
     entered: Callable[[], object] = lambda: None,
@@ -60,14 +59,13 @@ def compensate_in_order(
         calibration (Calibration): The model, in evaluation mode, and the batches to look at. Micro-batches after the
             first :data:`~llmshearing.masks.compensation.TOKENS` tokens are passed over.
         masks (Mapping[str, Tensor]): Zeros and ones by axis; none are set afterwards.
-        ranks (int): How many ranks look at batches of their own. Default: ``1``.
         precision (Callable): Gives the context to run layers in. Default: none.
         layer_done (Callable): Called after every layer. Default: nothing.
         entered (Callable): Called when the whole source has run, once. Default: nothing.
     """
     cutter = calibration.cutter
     with torch.no_grad(), precision():
-        sides = _SideBySide(calibration, masks, ranks)
+        sides = _SideBySide(calibration, masks)
         entered()
         kept = masks['layer'].tolist() if 'layer' in masks else [1.0] * cutter.shape.num_hidden_layers
         for layer, mask in enumerate(kept):
@@ -109,8 +107,8 @@ class _Stream:
 class _SideBySide:
     """The source and the cut model, which share their weights, each as far as layers were run."""
 
-    def __init__(self, calibration: Calibration, masks: Mapping[str, Tensor], ranks: int):
-        self.cutter, self.masks, self.ranks, self.reduce = calibration.cutter, masks, ranks, calibration.reduce
+    def __init__(self, calibration: Calibration, masks: Mapping[str, Tensor]):
+        self.cutter, self.masks, self.reduce = calibration.cutter, masks, calibration.reduce
         self.family: Family = self.cutter.family
         self.model: nn.Module = self.cutter.model
         # What Granite multiplies all outputs by before they are added.
@@ -120,7 +118,6 @@ class _SideBySide:
         if 'hidden' in masks:
             self.hidden = torch.nonzero(masks['hidden']).flatten().to(calibration.device)
         self.streams = self._enter(calibration)
-        self.tokens = sum(stream.source.shape[:-1].numel() for stream in self.streams)
 
     def fit_layer(self, layer: int, gone: Sequence[int]) -> None:
         """Fits the projections of a layer that stays, and runs both models up to the next that does.
@@ -287,7 +284,8 @@ class _SideBySide:
         squares = self._products(cut, cut)
         others = self._products(source if lacking is None else lacking, cut)
         stiff = squares.double()
-        stiff.diagonal().add_(RIDGE * len(stiff) / (self.tokens * self.ranks) * stiff.diagonal().mean())
+        # Of a projection that reads nothing but zeros nothing is left to change.
+        stiff.diagonal().add_(RIDGE * len(stiff) * stiff.diagonal().mean().clamp(min=1e-30))
         factor = torch.linalg.cholesky(stiff)
         for path, own in modules.items():
             weight = self.model.get_parameter(f'{path}.weight')

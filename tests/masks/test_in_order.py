@@ -114,7 +114,7 @@ def test_every_projection_solves_its_regression_on_what_the_cut_model_gives_it(t
                 residual = source[read_by][:, hidden] - cut[read_by] + multiplier * y @ change.T
                 residual, writers = residual / multiplier, writers + 1
             squares = y.T @ y
-            squares += torch.eye(len(squares)) * in_order.RIDGE * len(squares) / len(y) * squares.diagonal().mean()
+            squares += torch.eye(len(squares)) * in_order.RIDGE * len(squares) * squares.diagonal().mean()
             want = torch.linalg.solve(squares, y.T @ residual).T
             torch.testing.assert_close(
                 change, want, rtol=5e-3, atol=2e-4, msg=lambda text, path=path: f'{path}: {text}'

@@ -34,8 +34,6 @@ __all__ = ['calibrate', 'calibration_batches', 'compensate_cut']
 
 log = logging.getLogger(__name__)
 
-ENOUGH_TOKENS = 8_192  # to fit a cut on; with 1,024 it gained nothing (benchmarks/results/ways_of_pruning.md)
-
 # Metrics of the loss that pruning trains on. Tasks of in-context learning have others, and in their batches labels mark
 # answers or are missing.
 METRICS = ('LanguageCrossEntropy', 'LanguagePerplexity')
@@ -103,14 +101,6 @@ def compensate_cut(
         masks (Mapping[str, Tensor]): Zeros and ones by axis.
         seed (int): Of the run.
     """
-    tokens = state.batch['input_ids'].numel() * dist.get_world_size()
-    if tokens < ENOUGH_TOKENS:
-        log.warning(
-            'compensate: what stays is fitted to the source on the first batch, which has %d tokens. With fewer than '
-            '%d that may gain nothing: take a larger batch, or cut by `llmshearing cut` and train from its folder.',
-            tokens,
-            ENOUGH_TOKENS,
-        )
     model.cutter.norm_energies = pruning.norm_energies
     precision = partial(get_precision_context, state.precision, state.precision_config)
     was_training = model.training
@@ -118,7 +108,6 @@ def compensate_cut(
     compensate_in_order(
         _calibration_on([state.batch], state, model, seed),
         masks,
-        dist.get_world_size(),
         precision,
         entered=partial(reshard, state.model),  # the root's weights are to be changed, not a copy of them
     )
