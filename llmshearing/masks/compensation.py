@@ -40,7 +40,7 @@ from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
 from llmshearing.models.roles import Linear, Norm, PerUnit, Whole, expert_of
 
-__all__ = ['RIDGE', 'TOKENS', 'Compensation', 'keep_embedding_size', 'regress', 'rescale']
+__all__ = ['TOKENS', 'Compensation', 'keep_embedding_size', 'regress', 'rescale']
 
 RIDGE = 0.2  # of the mean square of the inputs that stay, times their number per token
 TOKENS = 16_384  # watching more costs more than it tells

@@ -199,3 +199,15 @@ def test_weights_of_lower_precision_are_fitted_as_those_of_full_precision(tmp_pa
         compensate_in_order(Calibration(cutter, batches_of(12)), masks_for(cutter))
         results.append(cutter.model.get_parameter('model.layers.0.mlp.down_proj.weight').float())
     assert (results[1] - results[0]).norm() < 0.1 * results[0].norm()
+
+
+def test_a_projection_that_reads_nothing_but_zeros_stays_as_it_is(tmp_path):
+    cutter = cutter_of(tmp_path)
+    mlp = cutter.model.model.layers[0].mlp
+    mlp.up_proj.weight.zero_()
+    before = mlp.down_proj.weight.clone()
+    masks = masks_for(cutter)
+    masks['hidden'].fill_(1)
+    compensate_in_order(Calibration(cutter, batches_of(6)), masks)
+    assert torch.equal(mlp.down_proj.weight, before)
+    assert all(value.isfinite().all() for value in cutter.model.state_dict().values())
